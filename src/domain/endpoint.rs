@@ -1,0 +1,167 @@
+//! An endpoint: where events go, in what form, and how patiently.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::Problem;
+use super::fields::Tenant;
+use super::id::EndpointId;
+use super::pattern::EventPattern;
+use super::retry::RetryPolicy;
+use super::time::Timestamp;
+use super::url::EndpointUrl;
+
+/// What a caller decides about an endpoint.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EndpointSpec {
+    /// Where requests are sent.
+    pub url: EndpointUrl,
+    /// The caller's words, at most 1,024 bytes.
+    pub description: String,
+    /// What is wanted; empty means everything but operational events.
+    pub event_types: Vec<EventPattern>,
+    /// How requests are signed.
+    pub signature_scheme: SignatureScheme,
+    /// How bodies look.
+    pub payload_format: PayloadFormat,
+    /// When failures are retried; `None` means the server's default.
+    pub retry_policy: Option<RetryPolicy>,
+    /// One deadline over DNS, TCP, TLS, headers and body: 1–300 s.
+    pub timeout: Duration,
+    /// How many requests may be under way at once: 1–1,024.
+    pub max_in_flight: u32,
+    /// The caller's labels.
+    pub labels: BTreeMap<String, String>,
+    /// The caller's own id, unique in the tenant.
+    pub external_id: Option<String>,
+}
+
+/// An endpoint as the database holds it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Endpoint {
+    /// Its id.
+    pub id: EndpointId,
+    /// Who owns it.
+    pub tenant: Tenant,
+    /// What its owner decided.
+    pub spec: EndpointSpec,
+    /// Whether it is delivered to.
+    pub state: EndpointState,
+    /// Counts the changes of `spec` and `state`: the etag.
+    pub version: i64,
+    /// When it was registered.
+    pub create_time: Timestamp,
+    /// When it was last changed.
+    pub update_time: Timestamp,
+    /// How it has been doing.
+    pub health: Health,
+    /// Its secrets, newest first, without their values.
+    pub secrets: Vec<SecretInfo>,
+}
+
+/// How an endpoint has answered lately.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Health {
+    /// Exponential moving average of attempt results, 0–1.
+    pub score: f64,
+    /// Failures since the last success.
+    pub consecutive_failures: u32,
+    /// The last 2xx.
+    pub last_success_time: Option<Timestamp>,
+    /// The last failure the endpoint caused.
+    pub last_failure_time: Option<Timestamp>,
+}
+
+/// The weight of one attempt in the health score.
+pub const HEALTH_ALPHA: f64 = 0.2;
+
+/// A secret's history without its value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SecretInfo {
+    /// 1 is the first.
+    pub version: u32,
+    /// When it was made.
+    pub create_time: Timestamp,
+    /// When it stops signing; `None` for the newest.
+    pub expire_time: Option<Timestamp>,
+}
+
+/// Whether an endpoint is delivered to. The discriminants are the contract's and the database's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EndpointState {
+    /// Deliveries go out.
+    Active = 1,
+    /// Deliveries wait by the operator's wish.
+    Paused = 2,
+    /// Deliveries wait because the endpoint failed for too long.
+    Disabled = 3,
+}
+
+/// How requests are signed. The discriminants are the contract's and the database's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SignatureScheme {
+    /// `X-Webhook-Signature: t=…,v1=…` over `{t}.{body}`.
+    Timestamped = 1,
+    /// `webhook-signature: v1,…` over `{id}.{timestamp}.{body}`.
+    StandardWebhooks = 2,
+}
+
+/// How bodies look. The discriminants are the contract's and the database's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PayloadFormat {
+    /// A JSON object around the payload.
+    Envelope = 1,
+    /// The payload as published.
+    Raw = 2,
+}
+
+macro_rules! stored_enum {
+    ($name:ident { $($variant:ident),* }) => {
+        impl $name {
+            /// The number in the database and the contract.
+            pub const fn number(self) -> i16 {
+                self as i16
+            }
+
+            /// From the number in the database or the contract.
+            pub const fn from_number(number: i16) -> Option<Self> {
+                match number {
+                    $(n if n == Self::$variant as i16 => Some(Self::$variant),)*
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+pub(super) use stored_enum;
+
+stored_enum!(EndpointState { Active, Paused, Disabled });
+stored_enum!(SignatureScheme { Timestamped, StandardWebhooks });
+stored_enum!(PayloadFormat { Envelope, Raw });
+
+/// The timeout of an endpoint that names none.
+pub const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
+/// The in-flight cap of an endpoint that names none.
+pub const MAX_IN_FLIGHT_DEFAULT: u32 = 64;
+/// How long a description may be, in bytes.
+pub const DESCRIPTION_BYTES_MAX: usize = 1_024;
+/// How many event type patterns an endpoint may have.
+pub const EVENT_TYPES_MAX: usize = 100;
+
+/// Checks an endpoint's timeout.
+pub fn parse_timeout(timeout: Duration) -> Result<Duration, Problem> {
+    if (Duration::from_secs(1)..=Duration::from_secs(300)).contains(&timeout) {
+        Ok(timeout)
+    } else {
+        Err(Problem::new("is out of range; allowed is 1 s to 300 s"))
+    }
+}
+
+/// Checks an endpoint's in-flight cap; 0 means the default.
+pub fn parse_max_in_flight(count: u32) -> Result<u32, Problem> {
+    match count {
+        0 => Ok(MAX_IN_FLIGHT_DEFAULT),
+        1..=1_024 => Ok(count),
+        _ => Err(Problem::new("is out of range; allowed is 1 to 1024")),
+    }
+}

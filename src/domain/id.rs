@@ -1,0 +1,160 @@
+//! Ids as callers see them: TypeIDs, a prefix and a UUIDv7 in Crockford's base32 (`evt_01h455vb4pex5vsknk084sn02q`).
+//! Source: <https://github.com/jetify-com/typeid/tree/main/spec>.
+
+use std::fmt;
+use std::str::FromStr;
+
+use uuid::Uuid;
+
+use super::Problem;
+use super::time::Timestamp;
+
+const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
+/// 26 digits of 5 bits carry 130 bits; the two highest are always zero.
+const DIGITS: usize = 26;
+
+macro_rules! typed_id {
+    ($name:ident, $prefix:literal, $doc:literal) => {
+        #[doc = $doc]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(Uuid);
+
+        impl $name {
+            /// The part before the underscore.
+            pub const PREFIX: &str = $prefix;
+
+            /// Wraps a UUID that the database or [`new_uuid`] gave.
+            pub const fn from_uuid(uuid: Uuid) -> Self {
+                Self(uuid)
+            }
+
+            /// The UUID as the database stores it.
+            pub const fn uuid(self) -> Uuid {
+                self.0
+            }
+
+            /// When the id was drawn, to the millisecond: the first 48 bits of a UUIDv7.
+            pub fn time(self) -> Timestamp {
+                uuid_time(self.0)
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(concat!($prefix, "_"))?;
+                f.write_str(str_of(&encode(self.0)))
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = Problem;
+
+            fn from_str(text: &str) -> Result<Self, Problem> {
+                text.strip_prefix(concat!($prefix, "_")).and_then(decode).map(Self).ok_or_else(|| {
+                    Problem::new(concat!(
+                        "is not an id of this kind; allowed is ",
+                        $prefix,
+                        "_ followed by 26 digits of lower-case base32"
+                    ))
+                })
+            }
+        }
+    };
+}
+
+typed_id!(EndpointId, "ep", "An endpoint's id, `ep_…`.");
+typed_id!(EventId, "evt", "An event's id, `evt_…`.");
+typed_id!(DeliveryId, "dlv", "A delivery's id, `dlv_…`.");
+typed_id!(ReplayId, "rpl", "A replay's id, `rpl_…`.");
+typed_id!(AlertId, "alr", "An alert's id, `alr_…`.");
+
+/// A UUIDv7 drawn at `now` with 74 bits of the caller's randomness. Source: RFC 9562, section 5.7.
+pub const fn new_uuid(now: Timestamp, random: u128) -> Uuid {
+    let millis = (now.millis() as u128) & 0xffff_ffff_ffff;
+    let rand_a = (random >> 64) & 0xfff;
+    let rand_b = random & 0x3fff_ffff_ffff_ffff;
+    Uuid::from_u128(millis << 80 | 7 << 76 | rand_a << 64 | 0b10 << 62 | rand_b)
+}
+
+/// The smallest UUID drawn at or after `time`: bounds of a range over ids, such as one partition's.
+pub const fn uuid_floor(time: Timestamp) -> Uuid {
+    Uuid::from_u128(((time.millis() as u128) & 0xffff_ffff_ffff) << 80)
+}
+
+/// When a UUIDv7 was drawn, to the millisecond.
+pub const fn uuid_time(uuid: Uuid) -> Timestamp {
+    Timestamp::from_micros((uuid.as_u128() >> 80) as i64 * 1_000)
+}
+
+fn encode(uuid: Uuid) -> [u8; DIGITS] {
+    let mut rest = uuid.as_u128();
+    let mut digits = [0; DIGITS];
+    for digit in digits.iter_mut().rev() {
+        *digit = ALPHABET[(rest & 31) as usize];
+        rest >>= 5;
+    }
+    digits
+}
+
+fn str_of(digits: &[u8; DIGITS]) -> &str {
+    // The alphabet is ASCII, so this never takes the other arm.
+    std::str::from_utf8(digits).unwrap_or_default()
+}
+
+fn decode(text: &str) -> Option<Uuid> {
+    let digits = text.as_bytes();
+    if digits.len() != DIGITS || digits[0] > b'7' {
+        return None;
+    }
+    let mut bits: u128 = 0;
+    for digit in digits {
+        let value = ALPHABET.iter().position(|known| known == digit)?;
+        bits = bits << 5 | value as u128;
+    }
+    Some(Uuid::from_u128(bits))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn reads_the_specifications_example() {
+        let id: EventId = "evt_01h455vb4pex5vsknk084sn02q".parse().expect("valid");
+        assert_eq!(id.uuid().to_string(), "01890a5d-ac96-774b-bcce-b302099a8057");
+        assert_eq!(id.to_string(), "evt_01h455vb4pex5vsknk084sn02q");
+    }
+
+    #[test]
+    fn refuses_other_kinds_and_malformed_digits() {
+        for text in [
+            "",
+            "evt_",
+            "ep_01h455vb4pex5vsknk084sn02q",
+            "evt_81h455vb4pex5vsknk084sn02q",
+            "evt_01H455VB4PEX5VSKNK084SN02Q",
+        ] {
+            assert!(text.parse::<EventId>().is_err(), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_uuid_survives_the_round_trip(bits: u128) {
+            let id = DeliveryId::from_uuid(Uuid::from_u128(bits));
+            prop_assert_eq!(id.to_string().parse::<DeliveryId>(), Ok(id));
+        }
+
+        #[test]
+        fn a_new_uuid_is_a_version_7_that_tells_its_time(millis in 0i64..(1 << 47), random: u128) {
+            let now = Timestamp::from_micros((millis * 1_000).min(253_402_300_799_999_000));
+            let uuid = new_uuid(now, random);
+            prop_assert_eq!(uuid.get_version_num(), 7);
+            prop_assert_eq!(uuid.get_variant(), uuid::Variant::RFC4122);
+            prop_assert_eq!(uuid_time(uuid), now);
+            prop_assert!(uuid >= uuid_floor(now));
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! Hooklane: webhook delivery over gRPC and PostgreSQL. See ARCHITECTURE.md for the map.
+
+pub mod domain;
