@@ -1,3 +1,5 @@
 //! Hooklane: webhook delivery over gRPC and PostgreSQL. See ARCHITECTURE.md for the map.
 
 pub mod domain;
+pub mod live;
+pub mod store;

@@ -133,7 +133,7 @@ macro_rules! stored_enum {
         }
     };
 }
-pub(super) use stored_enum;
+pub(crate) use stored_enum;
 
 stored_enum!(EndpointState { Active, Paused, Disabled });
 stored_enum!(SignatureScheme { Timestamped, StandardWebhooks });

@@ -1,0 +1,359 @@
+//! Endpoints, their secrets and health. Every change of an endpoint moves its tenant's configuration version,
+//! by which publishes know that what they matched against is current.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use sqlx::postgres::PgRow;
+use sqlx::types::Json;
+use sqlx::{Row, types::Uuid};
+
+use super::error::{Error, Result};
+use super::types::{PgTime, count, stored};
+use super::{Due, Store};
+use crate::domain::endpoint::{
+    Endpoint, EndpointSpec, EndpointState, Health, PayloadFormat, SecretInfo, SignatureScheme,
+};
+use crate::domain::fields::Tenant;
+use crate::domain::id::EndpointId;
+use crate::domain::pattern::{EventPattern, any_matches};
+use crate::domain::retry::RetryPolicy;
+use crate::domain::secret::Secret;
+use crate::domain::url::EndpointUrl;
+
+/// An endpoint to register.
+#[derive(Debug)]
+pub struct NewEndpoint {
+    /// Who will own it.
+    pub tenant: Tenant,
+    /// What its owner decided.
+    pub spec: EndpointSpec,
+    /// Signs its requests.
+    pub secret: Secret,
+}
+
+/// Why an endpoint was not registered.
+#[derive(Debug, thiserror::Error)]
+pub enum RegisterError {
+    /// Another endpoint of the tenant has the external id.
+    #[error("the external id is taken")]
+    ExternalIdTaken,
+    /// The statement failed.
+    #[error(transparent)]
+    Store(#[from] Error),
+}
+
+/// Why an endpoint was not updated.
+#[derive(Debug, thiserror::Error)]
+pub enum UpdateError {
+    /// There is no such endpoint.
+    #[error("there is no such endpoint")]
+    NotFound,
+    /// It is at another version by now.
+    #[error("the endpoint has changed")]
+    VersionMoved,
+    /// Another endpoint of the tenant has the external id.
+    #[error("the external id is taken")]
+    ExternalIdTaken,
+    /// The statement failed.
+    #[error(transparent)]
+    Store(#[from] Error),
+}
+
+/// What became of a DeleteEndpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeleteOutcome {
+    /// It is a tombstone now.
+    Deleted,
+    /// There is no such endpoint.
+    NotFound,
+    /// It is at another version.
+    VersionMoved,
+}
+
+/// Which endpoints to list, newest first.
+#[derive(Debug, Default)]
+pub struct EndpointFilter {
+    /// One tenant's; `None` for all.
+    pub tenant: Option<Tenant>,
+    /// In one of these states; empty for any.
+    pub states: Vec<EndpointState>,
+    /// That want this event type.
+    pub event_type: Option<String>,
+    /// With all of these labels.
+    pub labels: BTreeMap<String, String>,
+    /// Only ids below this one: where the page before ended.
+    pub before: Option<EndpointId>,
+}
+
+/// What the engine needs to deliver to an endpoint.
+#[derive(Debug, Clone)]
+pub struct LaneEndpoint {
+    /// Its id.
+    pub id: EndpointId,
+    /// The version these values are of.
+    pub version: i64,
+    /// Where requests go.
+    pub url: EndpointUrl,
+    /// How they are signed.
+    pub signature_scheme: SignatureScheme,
+    /// By what, newest first.
+    pub secrets: Vec<Secret>,
+    /// When failures are retried; `None` means the server's default.
+    pub retry_policy: Option<RetryPolicy>,
+    /// One deadline over a request.
+    pub timeout: Duration,
+    /// How many requests at once.
+    pub max_in_flight: u32,
+}
+
+/// Takes row locks on one `tenants` row and the new rows; `endpoints_external_id` refuses a taken external id.
+const REGISTER: &str = "
+with moved as (
+  insert into tenants as t (tenant, config_version) values ($2, 1)
+  on conflict (tenant) do update set config_version = t.config_version + 1
+), secret as (
+  insert into endpoint_secrets (endpoint_id, version, secret, create_time) values ($1, 1, $14, now())
+), health as (
+  insert into endpoint_health (endpoint_id) values ($1)
+)
+insert into endpoints (id, tenant, url, shown_url, description, event_types, signature_scheme, payload_format,
+                       retry_policy, timeout_ms, max_in_flight, labels, external_id,
+                       state, version, create_time, update_time)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, 1, 1, now(), now())";
+
+/// One endpoint's row with its health and secrets. Reads by `endpoints_pkey`, or `endpoints_tenant` descending.
+macro_rules! select {
+    ($condition:literal $(,)?) => {
+        concat!(
+            "
+select e.*, h.score, h.consecutive_failures, h.last_success_time, h.last_failure_time,
+       s.versions, s.create_times, s.expire_times
+from endpoints e
+left join endpoint_health h on h.endpoint_id = e.id
+cross join lateral (
+  select array_agg(version order by version desc) as versions,
+         array_agg(create_time order by version desc) as create_times,
+         array_agg(expire_time order by version desc) as expire_times
+  from endpoint_secrets where endpoint_id = e.id and (expire_time is null or expire_time > now())
+) s
+where e.delete_time is null ",
+            $condition
+        )
+    };
+}
+
+/// The etag is compared here, in the statement's own condition: two updates at once cannot both win.
+const UPDATE: &str = "
+with changed as (
+  update endpoints set url = $3, shown_url = $4, description = $5, event_types = $6, signature_scheme = $7,
+         payload_format = $8, retry_policy = $9, timeout_ms = $10, max_in_flight = $11, labels = $12,
+         external_id = $13, version = version + 1, update_time = now()
+  where id = $1 and version = $2 and delete_time is null
+  returning tenant
+)
+update tenants t set config_version = config_version + 1 from changed where t.tenant = changed.tenant";
+
+const DELETE: &str = "
+with gone as (
+  update endpoints set delete_time = now(), update_time = now(), version = version + 1
+  where id = $1 and delete_time is null and ($2::bigint is null or version = $2)
+  returning tenant
+)
+update tenants t set config_version = config_version + 1 from gone where t.tenant = gone.tenant";
+
+const LANE_ENDPOINTS: &str = "
+select e.id, e.version, e.url, e.signature_scheme, e.retry_policy, e.timeout_ms, e.max_in_flight,
+       array(select s.secret from endpoint_secrets s
+             where s.endpoint_id = e.id and (s.expire_time is null or s.expire_time > now())
+             order by s.version desc) as secrets
+from endpoints e where e.id = any($1)";
+
+impl Store {
+    /// Registers an endpoint; once this answers, every publish on any replica sees it.
+    pub async fn register_endpoint(&self, new: &NewEndpoint) -> std::result::Result<Endpoint, RegisterError> {
+        let id = EndpointId::from_uuid(self.clock.new_uuid());
+        let query = sqlx::query(REGISTER).bind(id.uuid()).bind(new.tenant.as_str());
+        bind_spec(query, &new.spec).bind(new.secret.expose().as_bytes()).execute(&self.reader).await.map_err(
+            |error| match Error::from(error) {
+                taken if is_external_id_taken(&taken) => RegisterError::ExternalIdTaken,
+                other => other.into(),
+            },
+        )?;
+        self.endpoint(id).await?.ok_or_else(|| Error::Unreadable("no endpoint just registered".to_owned()).into())
+    }
+
+    /// One endpoint; `None` where there is none or a tombstone.
+    pub async fn endpoint(&self, id: EndpointId) -> Result<Option<Endpoint>> {
+        const BY_ID: &str = select!("and e.id = $1");
+        let row = sqlx::query(BY_ID).bind(id.uuid()).fetch_optional(&self.reader).await?;
+        row.as_ref().map(read_endpoint).transpose()
+    }
+
+    /// Endpoints, newest first, `limit` at most; and whether there may be more.
+    ///
+    /// The event type is matched here, not in SQL, so a page may be short.
+    pub async fn list_endpoints(
+        &self,
+        filter: &EndpointFilter,
+        limit: u32,
+    ) -> Result<(Vec<Endpoint>, Option<EndpointId>)> {
+        const PAGE: &str = select!(
+            "and ($1::text is null or e.tenant = $1) and (cardinality($2::smallint[]) = 0 or e.state = any($2))
+             and e.labels @> $3 and ($4::uuid is null or e.id < $4)
+             order by e.id desc limit $5",
+        );
+        let rows = sqlx::query(PAGE)
+            .bind(filter.tenant.as_ref().map(Tenant::as_str))
+            .bind(filter.states.iter().map(|state| state.number()).collect::<Vec<_>>())
+            .bind(Json(&filter.labels))
+            .bind(filter.before.map(EndpointId::uuid))
+            .bind(i64::from(limit))
+            .fetch_all(&self.reader)
+            .await?;
+        let mut endpoints = rows.iter().map(read_endpoint).collect::<Result<Vec<_>>>()?;
+        let full = u32::try_from(endpoints.len()).is_ok_and(|read| read == limit);
+        let end = if full { endpoints.last().map(|endpoint| endpoint.id) } else { None };
+        if let Some(wanted) = &filter.event_type {
+            endpoints.retain(|endpoint| any_matches(&endpoint.spec.event_types, wanted));
+        }
+        Ok((endpoints, end))
+    }
+
+    /// Replaces what an owner decides, if the endpoint still is at `version`.
+    pub async fn update_endpoint(
+        &self,
+        id: EndpointId,
+        version: i64,
+        spec: &EndpointSpec,
+    ) -> std::result::Result<Endpoint, UpdateError> {
+        let query = sqlx::query(UPDATE).bind(id.uuid()).bind(version);
+        let done = bind_spec(query, spec).execute(&self.reader).await.map_err(|error| match Error::from(error) {
+            taken if is_external_id_taken(&taken) => UpdateError::ExternalIdTaken,
+            other => other.into(),
+        })?;
+        let now = self.endpoint(id).await?.ok_or(UpdateError::NotFound)?;
+        if done.rows_affected() == 0 {
+            return Err(UpdateError::VersionMoved);
+        }
+        // A policy that was too narrow may admit waiting work at once.
+        self.hint(vec![Due { endpoint: id, at: self.clock.now() }]);
+        Ok(now)
+    }
+
+    /// Makes the endpoint a tombstone: nothing is matched or claimed for it any more. What is outstanding is canceled
+    /// by [`Store::cancel_tombstones`].
+    pub async fn delete_endpoint(&self, id: EndpointId, version: Option<i64>) -> Result<DeleteOutcome> {
+        let done = sqlx::query(DELETE).bind(id.uuid()).bind(version).execute(&self.reader).await?;
+        if done.rows_affected() > 0 {
+            return Ok(DeleteOutcome::Deleted);
+        }
+        let exists = self.endpoint(id).await?.is_some();
+        Ok(if exists { DeleteOutcome::VersionMoved } else { DeleteOutcome::NotFound })
+    }
+
+    /// What the engine needs of these endpoints; a missing one has been erased.
+    pub async fn lane_endpoints(&self, ids: &[EndpointId]) -> Result<Vec<LaneEndpoint>> {
+        let uuids: Vec<Uuid> = ids.iter().map(|id| id.uuid()).collect();
+        let rows = sqlx::query(LANE_ENDPOINTS).bind(uuids).fetch_all(&self.engine).await?;
+        rows.iter().map(read_lane_endpoint).collect()
+    }
+}
+
+/// Binds the columns of a spec in the order that `REGISTER` and `UPDATE` share.
+fn bind_spec<'q>(
+    query: sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments>,
+    spec: &EndpointSpec,
+) -> sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments> {
+    query
+        .bind(spec.url.as_str().to_owned())
+        .bind(spec.url.redacted())
+        .bind(spec.description.clone())
+        .bind(spec.event_types.iter().map(EventPattern::to_string).collect::<Vec<_>>())
+        .bind(spec.signature_scheme.number())
+        .bind(spec.payload_format.number())
+        .bind(spec.retry_policy.clone().map(Json))
+        .bind(i32::try_from(spec.timeout.as_millis()).unwrap_or(i32::MAX))
+        .bind(spec.max_in_flight.cast_signed())
+        .bind(Json(spec.labels.clone()))
+        .bind(spec.external_id.clone())
+}
+
+fn is_external_id_taken(error: &Error) -> bool {
+    error.constraint() == Some("endpoints_external_id")
+}
+
+fn read_endpoint(row: &PgRow) -> Result<Endpoint> {
+    let versions: Option<Vec<i32>> = row.try_get("versions")?;
+    let create_times: Option<Vec<PgTime>> = row.try_get("create_times")?;
+    let expire_times: Option<Vec<Option<PgTime>>> = row.try_get("expire_times")?;
+    let secrets = versions
+        .unwrap_or_default()
+        .into_iter()
+        .zip(create_times.unwrap_or_default())
+        .zip(expire_times.unwrap_or_default())
+        .map(|((version, created), expires)| SecretInfo {
+            version: count(version),
+            create_time: created.0,
+            expire_time: expires.map(|time| time.0),
+        })
+        .collect();
+    let time = |column: &str| -> Result<_> { Ok(row.try_get::<Option<PgTime>, _>(column)?.map(|time| time.0)) };
+    Ok(Endpoint {
+        id: EndpointId::from_uuid(row.try_get("id")?),
+        tenant: Tenant::from_stored(row.try_get("tenant")?),
+        spec: read_spec(row)?,
+        state: stored("endpoint state", row.try_get("state")?, EndpointState::from_number)?,
+        version: row.try_get("version")?,
+        create_time: row.try_get::<PgTime, _>("create_time")?.0,
+        update_time: row.try_get::<PgTime, _>("update_time")?.0,
+        health: Health {
+            score: row.try_get::<Option<f64>, _>("score")?.unwrap_or(1.0),
+            consecutive_failures: count(row.try_get::<Option<i32>, _>("consecutive_failures")?.unwrap_or_default()),
+            last_success_time: time("last_success_time")?,
+            last_failure_time: time("last_failure_time")?,
+        },
+        secrets,
+    })
+}
+
+fn read_spec(row: &PgRow) -> Result<EndpointSpec> {
+    let patterns: Vec<String> = row.try_get("event_types")?;
+    Ok(EndpointSpec {
+        url: read_url(row)?,
+        description: row.try_get("description")?,
+        event_types: read_patterns(&patterns)?,
+        signature_scheme: stored("signature scheme", row.try_get("signature_scheme")?, SignatureScheme::from_number)?,
+        payload_format: stored("payload format", row.try_get("payload_format")?, PayloadFormat::from_number)?,
+        retry_policy: row.try_get::<Option<Json<RetryPolicy>>, _>("retry_policy")?.map(|policy| policy.0),
+        timeout: Duration::from_millis(u64::from(count(row.try_get("timeout_ms")?))),
+        max_in_flight: count(row.try_get("max_in_flight")?),
+        labels: row.try_get::<Json<BTreeMap<String, String>>, _>("labels")?.0,
+        external_id: row.try_get("external_id")?,
+    })
+}
+
+fn read_lane_endpoint(row: &PgRow) -> Result<LaneEndpoint> {
+    let secrets: Vec<Vec<u8>> = row.try_get("secrets")?;
+    let secret = |bytes| String::from_utf8(bytes).map_err(|_| Error::Unreadable("a secret that is no text".to_owned()));
+    Ok(LaneEndpoint {
+        id: EndpointId::from_uuid(row.try_get("id")?),
+        version: row.try_get("version")?,
+        url: read_url(row)?,
+        signature_scheme: stored("signature scheme", row.try_get("signature_scheme")?, SignatureScheme::from_number)?,
+        secrets: secrets.into_iter().map(|bytes| secret(bytes).map(Secret::from_stored)).collect::<Result<_>>()?,
+        retry_policy: row.try_get::<Option<Json<RetryPolicy>>, _>("retry_policy")?.map(|policy| policy.0),
+        timeout: Duration::from_millis(u64::from(count(row.try_get("timeout_ms")?))),
+        max_in_flight: count(row.try_get("max_in_flight")?),
+    })
+}
+
+fn read_url(row: &PgRow) -> Result<EndpointUrl> {
+    let text: String = row.try_get("url")?;
+    EndpointUrl::from_stored(&text).ok_or_else(|| Error::Unreadable("an endpoint URL".to_owned()))
+}
+
+pub(super) fn read_patterns(texts: &[String]) -> Result<Vec<EventPattern>> {
+    let parse = |text: &String| EventPattern::parse(text).map_err(|_| Error::Unreadable(format!("the pattern {text}")));
+    texts.iter().map(parse).collect()
+}

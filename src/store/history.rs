@@ -1,0 +1,254 @@
+//! What happened: events, deliveries and their attempts, for readers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::Row;
+use sqlx::postgres::PgRow;
+
+use super::Store;
+use super::error::Result;
+use super::queue::read_event;
+use super::types::{PgTime, count, headers_from_text, stored};
+use crate::domain::attempt::{Attempt, AttemptOutcome, AttemptTrigger};
+use crate::domain::delivery::DeliveryState;
+use crate::domain::event::Event;
+use crate::domain::fields::Tenant;
+use crate::domain::id::{DeliveryId, EndpointId, EventId, uuid_floor};
+use crate::domain::pattern::{EventPattern, any_matches};
+use crate::domain::time::Timestamp;
+
+/// A delivery as every reader sees it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DeliveryRow {
+    /// Its id; tells when it was made.
+    pub id: DeliveryId,
+    /// Its event.
+    pub event: EventId,
+    /// Where it goes.
+    pub endpoint: EndpointId,
+    /// Whose it is.
+    pub tenant: Tenant,
+    /// The event's type.
+    pub event_type: String,
+    /// Where it stands.
+    pub state: DeliveryState,
+    /// Why it came to its end; `None` while it has not, or where it succeeded.
+    pub reason: Option<String>,
+    /// Attempts made, the one in flight counted.
+    pub attempt_count: u32,
+    /// HIGH 1, NORMAL 2, LOW 3.
+    pub priority: i16,
+    /// The event's key.
+    pub idempotency_key: Option<String>,
+    /// When it is (or was) due; `None` once it is settled.
+    pub due_at: Option<Timestamp>,
+    /// When it came to its end.
+    pub settle_time: Option<Timestamp>,
+    /// The last response's status, 0 where none came.
+    pub last_status: u32,
+    /// What went wrong last.
+    pub last_error: Option<String>,
+    /// Whether it is to be canceled once its attempt has ended.
+    pub cancel_requested: bool,
+}
+
+/// A delivery with everything that is known of it.
+#[derive(Debug, Clone)]
+pub struct DeliveryRecord {
+    /// Where it stands.
+    pub row: DeliveryRow,
+    /// Every attempt, oldest first, the one in flight last.
+    pub attempts: Vec<Attempt>,
+    /// Its event; `None` once the payload's retention is over.
+    pub event: Option<Arc<Event>>,
+}
+
+/// Which deliveries to list, newest first.
+#[derive(Debug, Default, Clone)]
+pub struct DeliveryFilter {
+    /// One tenant's; `None` for all.
+    pub tenant: Option<Tenant>,
+    /// One endpoint's.
+    pub endpoint: Option<EndpointId>,
+    /// One event's.
+    pub event: Option<EventId>,
+    /// Of types that one of these matches; empty for any.
+    pub event_types: Vec<EventPattern>,
+    /// In one of these states; empty for any.
+    pub states: Vec<DeliveryState>,
+    /// Made at or after.
+    pub create_after: Option<Timestamp>,
+    /// Made before.
+    pub create_before: Option<Timestamp>,
+    /// Only ids below this one: where the page before ended.
+    pub before: Option<DeliveryId>,
+}
+
+/// Rows read at most for one page: where a filter is rare, a page is short and the next one goes on.
+const SCAN_MAX: u32 = 5_000;
+
+/// Merges the three tables' newest rows by `…_pkey` or `…_endpoint` backwards, or takes an event's few by `…_event`.
+/// Planned for its parameters (readers plan anew each time), so that conditions on null fall away.
+const LIST: &str = "
+select d.id, d.event_id, d.endpoint_id, d.tenant, d.event_type, d.state, d.reason, d.attempt_count, d.priority,
+       d.due_at, d.settle_time, d.last_status, d.last_error, d.cancel_requested,
+       (select v.idempotency_key from events v where v.id = d.event_id)
+from deliveries d
+where ($1::uuid is null or d.endpoint_id = $1) and ($2::uuid is null or d.event_id = $2)
+  and ($3::text is null or d.tenant = $3) and (cardinality($4::smallint[]) = 0 or d.state = any($4))
+  and ($5::uuid is null or d.id >= $5) and ($6::uuid is null or d.id < $6)
+order by d.id desc
+limit $7";
+
+const ONE: &str = "
+select d.id, d.event_id, d.endpoint_id, d.tenant, d.event_type, d.state, d.reason, d.attempt_count, d.priority,
+       d.due_at, d.settle_time, d.last_status, d.last_error, d.cancel_requested,
+       (select v.idempotency_key from events v where v.id = d.event_id),
+       d.attempt_started_at, d.trigger, d.replica, (select e.shown_url from endpoints e where e.id = d.endpoint_id)
+from deliveries d where d.id = $1";
+
+/// Reads by `timeline_delivery`; the time leaves out the days before the delivery was made.
+const ATTEMPTS: &str = "
+select number, trigger, outcome, started_at, duration_us, url, status, response_headers, response_body,
+       response_truncated, error, next_attempt_at, replica
+from timeline
+where delivery_id = $1 and time >= $2 and number is not null
+order by number, time";
+
+const EVENT: &str = "
+select id, tenant, event_type, payload, content_type, idempotency_key, metadata from events where id = $1";
+
+impl Store {
+    /// One event; `None` where there is none, or its payload's retention is over.
+    pub async fn event(&self, id: EventId) -> Result<Option<Event>> {
+        let row = sqlx::query(EVENT).bind(id.uuid()).fetch_optional(&self.reader).await?;
+        row.as_ref().map(read_event).transpose()
+    }
+
+    /// One delivery with its attempts and event.
+    pub async fn delivery(&self, id: DeliveryId) -> Result<Option<DeliveryRecord>> {
+        let Some(found) = sqlx::query(ONE).bind(id.uuid()).fetch_optional(&self.reader).await? else {
+            return Ok(None);
+        };
+        let row = read_row(&found)?;
+        // Ids are drawn by a tracked clock, rows are stamped by the database's own: an hour is ample.
+        let since = Timestamp::from_micros(id.time().micros() - 3_600_000_000);
+        let ended = sqlx::query(ATTEMPTS).bind(id.uuid()).bind(PgTime(since)).fetch_all(&self.reader).await?;
+        let mut attempts = ended.iter().map(read_attempt).collect::<Result<Vec<_>>>()?;
+        if row.state == DeliveryState::InFlight {
+            attempts.extend(read_attempt_in_flight(&found, row.attempt_count)?);
+        }
+        let event = self.event(row.event).await?.map(Arc::new);
+        Ok(Some(DeliveryRecord { row, attempts, event }))
+    }
+
+    /// One delivery's row alone.
+    pub async fn delivery_row(&self, id: DeliveryId) -> Result<Option<DeliveryRow>> {
+        let found = sqlx::query(ONE).bind(id.uuid()).fetch_optional(&self.reader).await?;
+        found.as_ref().map(read_row).transpose()
+    }
+
+    /// Deliveries, newest first, `limit` at most; and after which one to go on, where there may be more.
+    pub async fn list_deliveries(
+        &self,
+        filter: &DeliveryFilter,
+        limit: u32,
+    ) -> Result<(Vec<DeliveryRow>, Option<DeliveryId>)> {
+        // Patterns are matched here, so more rows are read than asked for where there are any.
+        let scanned_max = if filter.event_types.is_empty() { limit } else { SCAN_MAX };
+        let ceiling = match (filter.before.map(DeliveryId::uuid), filter.create_before.map(uuid_floor)) {
+            (Some(before), Some(made)) => Some(before.min(made)),
+            (before, made) => before.or(made),
+        };
+        let rows = sqlx::query(LIST)
+            .bind(filter.endpoint.map(EndpointId::uuid))
+            .bind(filter.event.map(EventId::uuid))
+            .bind(filter.tenant.as_ref().map(Tenant::as_str))
+            .bind(filter.states.iter().map(|state| state.number()).collect::<Vec<_>>())
+            .bind(filter.create_after.map(uuid_floor))
+            .bind(ceiling)
+            .bind(i64::from(scanned_max))
+            .fetch_all(&self.reader)
+            .await?;
+        let mut deliveries = rows.iter().map(read_row).collect::<Result<Vec<_>>>()?;
+        let is_scan_full = u32::try_from(deliveries.len()).is_ok_and(|read| read == scanned_max);
+        let mut end = if is_scan_full { deliveries.last().map(|row| row.id) } else { None };
+        if !filter.event_types.is_empty() {
+            deliveries.retain(|row| any_matches(&filter.event_types, &row.event_type));
+            if deliveries.len() > limit as usize {
+                deliveries.truncate(limit as usize);
+                end = deliveries.last().map(|row| row.id);
+            }
+        }
+        Ok((deliveries, end))
+    }
+}
+
+fn read_row(row: &PgRow) -> Result<DeliveryRow> {
+    let time = |column: usize| -> Result<_> { Ok(row.try_get::<Option<PgTime>, _>(column)?.map(|time| time.0)) };
+    Ok(DeliveryRow {
+        id: DeliveryId::from_uuid(row.try_get(0)?),
+        event: EventId::from_uuid(row.try_get(1)?),
+        endpoint: EndpointId::from_uuid(row.try_get(2)?),
+        tenant: Tenant::from_stored(row.try_get(3)?),
+        event_type: row.try_get(4)?,
+        state: stored("delivery state", row.try_get(5)?, DeliveryState::from_number)?,
+        reason: row.try_get(6)?,
+        attempt_count: count(row.try_get(7)?),
+        priority: row.try_get(8)?,
+        due_at: time(9)?,
+        settle_time: time(10)?,
+        last_status: count(row.try_get(11)?),
+        last_error: row.try_get(12)?,
+        cancel_requested: row.try_get(13)?,
+        idempotency_key: row.try_get(14)?,
+    })
+}
+
+fn read_attempt(row: &PgRow) -> Result<Attempt> {
+    let headers: Option<String> = row.try_get(7)?;
+    Ok(Attempt {
+        number: count(row.try_get(0)?),
+        trigger: stored("trigger", row.try_get(1)?, AttemptTrigger::from_number)?,
+        outcome: Some(stored("outcome", row.try_get(2)?, AttemptOutcome::from_number)?),
+        start_time: row.try_get::<PgTime, _>(3)?.0,
+        duration: Duration::from_micros(u64::try_from(row.try_get::<i64, _>(4)?).unwrap_or_default()),
+        url: row.try_get::<Option<String>, _>(5)?.unwrap_or_default(),
+        status: row.try_get::<Option<i32>, _>(6)?.and_then(|status| u16::try_from(status).ok()).unwrap_or_default(),
+        response_headers: headers.as_deref().map(headers_from_text).unwrap_or_default(),
+        response_body: row.try_get::<Option<Vec<u8>>, _>(8)?.unwrap_or_default().into(),
+        response_truncated: row.try_get::<Option<bool>, _>(9)?.unwrap_or_default(),
+        error: row.try_get::<Option<String>, _>(10)?.unwrap_or_default(),
+        next_attempt_time: row.try_get::<Option<PgTime>, _>(11)?.map(|time| time.0),
+        replica_id: row.try_get::<Option<String>, _>(12)?.unwrap_or_default(),
+    })
+}
+
+/// The attempt that the delivery's own row tells of.
+fn read_attempt_in_flight(row: &PgRow, number: u32) -> Result<Option<Attempt>> {
+    let started: Option<PgTime> = row.try_get(15)?;
+    let Some(PgTime(start_time)) = started else { return Ok(None) };
+    let trigger: Option<i16> = row.try_get(16)?;
+    Ok(Some(Attempt {
+        number,
+        trigger: stored("trigger", trigger.unwrap_or_default(), AttemptTrigger::from_number)?,
+        outcome: None,
+        start_time,
+        duration: Duration::ZERO,
+        url: row.try_get::<Option<String>, _>(18)?.unwrap_or_default(),
+        status: 0,
+        response_headers: Vec::new(),
+        response_body: bytes::Bytes::new(),
+        response_truncated: false,
+        error: String::new(),
+        next_attempt_time: None,
+        replica_id: row.try_get::<Option<String>, _>(17)?.unwrap_or_default(),
+    }))
+}
+
+/// A timeline row's attempt, for the live stream.
+pub(super) fn read_timeline_attempt(row: &PgRow) -> Result<Option<Attempt>> {
+    let number: Option<i32> = row.try_get(0)?;
+    number.map(|_| read_attempt(row)).transpose()
+}

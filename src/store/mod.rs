@@ -1,0 +1,136 @@
+//! Every SQL statement of the program, a file for each group of tables. No other module speaks to PostgreSQL.
+//!
+//! The verbs: publish, claim, complete, release, renew, retry, cancel; the readers stand in `history` and `endpoints`.
+
+mod backlog;
+mod clock;
+mod directory;
+mod endpoints;
+mod error;
+mod history;
+mod idempotency;
+mod operate;
+mod partitions;
+mod pool;
+mod publish;
+mod queue;
+mod tail;
+mod types;
+
+use std::sync::Arc;
+
+use sqlx::PgPool;
+
+pub use self::backlog::Limits;
+pub use self::clock::DbClock;
+pub use self::endpoints::{DeleteOutcome, EndpointFilter, LaneEndpoint, NewEndpoint, RegisterError, UpdateError};
+pub use self::error::{Error, Result};
+pub use self::history::{DeliveryFilter, DeliveryRecord, DeliveryRow};
+pub use self::operate::{CancelRefused, RetryRefused};
+pub use self::pool::{Config, ConnectError};
+pub use self::publish::{PublishError, Published, PublishedDelivery, Publisher};
+pub use self::queue::{AttemptRecord, Claimed, Completion, Due, LEASE, LaneRequest, Settled, Settlement};
+pub use self::tail::{Cursor, TimelineEvent, TransitionKind};
+
+use self::backlog::Backlog;
+use self::directory::Directory;
+
+/// The database, as the rest of the program sees it.
+#[derive(Debug)]
+pub struct Store {
+    /// Publish, claim, complete: their plans are guarded (see `pool`).
+    engine: PgPool,
+    /// Readers and rare writers, with the planner's defaults.
+    reader: PgPool,
+    clock: DbClock,
+    directory: Directory,
+    backlog: Backlog,
+    /// Names this process in attempts.
+    replica: String,
+    /// Endpoints with new work, for whoever drives lanes in this process. A hint, never needed for correctness.
+    due: tokio::sync::broadcast::Sender<Arc<[Due]>>,
+    /// That `timeline` has grown. A hint as well.
+    grown: tokio::sync::watch::Sender<u64>,
+}
+
+impl Store {
+    /// Connects, brings the schema up to date and makes the coming days' partitions.
+    pub async fn open(config: &Config) -> std::result::Result<Arc<Self>, ConnectError> {
+        let (engine, reader) = pool::connect(config).await?;
+        pool::migrate(&reader).await?;
+        partitions::ensure(&reader).await?;
+        let clock = DbClock::start(&reader).await?;
+        let backlog = Backlog::start(&reader, config.limits).await?;
+        Ok(Arc::new(Self {
+            engine,
+            reader,
+            clock,
+            directory: Directory::default(),
+            backlog,
+            replica: config.replica.clone(),
+            due: tokio::sync::broadcast::channel(DUE_HINTS_MAX).0,
+            grown: tokio::sync::watch::channel(0).0,
+        }))
+    }
+
+    /// Brings the schema up to date and makes the coming days' partitions, nothing else.
+    pub async fn migrate(config: &Config) -> std::result::Result<(), ConnectError> {
+        let (_, reader) = pool::connect(config).await?;
+        pool::migrate(&reader).await?;
+        partitions::ensure(&reader).await?;
+        Ok(())
+    }
+
+    /// The database's clock.
+    pub const fn clock(&self) -> &DbClock {
+        &self.clock
+    }
+
+    /// What names this process in attempts.
+    pub fn replica(&self) -> &str {
+        &self.replica
+    }
+
+    /// Hints of endpoints with new work from now on. A slow reader misses some: its sweep finds what they told.
+    pub fn due_hints(&self) -> tokio::sync::broadcast::Receiver<Arc<[Due]>> {
+        self.due.subscribe()
+    }
+
+    /// Changes whenever this process has added to the timeline.
+    pub fn growth_hints(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.grown.subscribe()
+    }
+
+    /// Whether the database answers.
+    pub async fn ping(&self) -> Result<()> {
+        sqlx::query("select 1").execute(&self.reader).await?;
+        Ok(())
+    }
+
+    /// Re-reads what is only tracked: the clock's offset. Cheap; call it every few seconds.
+    pub async fn track_clock(&self) -> Result<()> {
+        self.clock.track(&self.reader).await
+    }
+
+    /// Makes the partitions of the coming days, where they are missing.
+    pub async fn make_partitions(&self) -> Result<()> {
+        partitions::ensure(&self.reader).await
+    }
+
+    /// Closes every connection, once the statements under way have ended.
+    pub async fn close(&self) {
+        self.engine.close().await;
+        self.reader.close().await;
+    }
+
+    fn hint(&self, due: Vec<Due>) {
+        self.grown.send_modify(|count| *count += 1);
+        if !due.is_empty() {
+            // Nobody listening is no error: the sweep finds the work.
+            let _ = self.due.send(due.into());
+        }
+    }
+}
+
+/// Batches of hints kept for a slow reader.
+const DUE_HINTS_MAX: usize = 1_024;

@@ -1,0 +1,230 @@
+//! What an operator does to one delivery: retry and cancel; and what a deleted endpoint's deliveries come to.
+
+use sqlx::types::Uuid;
+
+use super::error::Result;
+use super::queue::CANCELED_REASON;
+use super::{Due, Store};
+use crate::domain::delivery::DeliveryState;
+use crate::domain::id::{DeliveryId, EndpointId};
+
+/// Why a delivery was not retried.
+#[derive(Debug, thiserror::Error)]
+pub enum RetryRefused {
+    /// There is no such delivery.
+    #[error("there is no such delivery")]
+    NotFound,
+    /// It succeeded.
+    #[error("the delivery succeeded")]
+    Succeeded,
+    /// It is pending or in flight.
+    #[error("the delivery is still to be attempted")]
+    NotSettled,
+    /// Its endpoint is gone.
+    #[error("the endpoint is deleted")]
+    EndpointDeleted,
+    /// The statement failed.
+    #[error(transparent)]
+    Store(#[from] super::Error),
+}
+
+/// Why a delivery was not canceled.
+#[derive(Debug, thiserror::Error)]
+pub enum CancelRefused {
+    /// There is no such delivery.
+    #[error("there is no such delivery")]
+    NotFound,
+    /// It has come to its end already.
+    #[error("the delivery is settled")]
+    Settled,
+    /// The statement failed.
+    #[error(transparent)]
+    Store(#[from] super::Error),
+}
+
+/// A waiting retry becomes due now with a fresh budget. Locks one row by `outstanding_pkey`.
+const RETRY_WAITING: &str = "
+with retried as (
+  update outstanding o
+  set due_at = now(), claim_gen = o.claim_gen + 1, retries_spent = 0, lost_count = 0, trigger = 2
+  where o.id = $1 and o.state = 3
+    and exists (select from endpoints e where e.id = o.endpoint_id and e.delete_time is null)
+  returning *
+), told as (
+  insert into timeline (time, delivery_id, endpoint_id, event_id, kind, state, priority, attempt_count,
+                        next_attempt_at, tenant, event_type)
+  select now(), id, endpoint_id, event_id, 8, state, priority, attempt_count, due_at, tenant, event_type from retried
+)
+select endpoint_id from retried";
+
+/// A settled one goes back to the outstanding: attempt numbers go on, the fence grows, the budget is fresh.
+const RETRY_SETTLED: &str = "
+with taken as (
+  delete from settled_failed f
+  where f.id = $1 and exists (select from endpoints e where e.id = f.endpoint_id and e.delete_time is null)
+  returning *
+), retried as (
+  insert into outstanding (id, endpoint_id, event_id, due_at, claim_gen, attempt_count, last_status, state, priority,
+                           payload_format, trigger, tenant, event_type, last_error)
+  select id, endpoint_id, event_id, now(), claim_gen + 1, attempt_count, last_status,
+         case when attempt_count > 0 then 3 else 1 end, priority, payload_format, 2, tenant, event_type, last_error
+  from taken
+  returning *
+), told as (
+  insert into timeline (time, delivery_id, endpoint_id, event_id, kind, state, priority, attempt_count,
+                        next_attempt_at, tenant, event_type)
+  select now(), id, endpoint_id, event_id, 8, state, priority, attempt_count, due_at, tenant, event_type from retried
+)
+select endpoint_id from retried";
+
+/// One that waits is canceled at once. Locks one row by `outstanding_pkey`.
+const CANCEL_WAITING: &str = "
+with taken as (
+  delete from outstanding o where o.id = $1 and o.state <> 2 returning *
+), moved as (
+  insert into settled_failed (id, endpoint_id, event_id, settle_time, claim_gen, attempt_count, last_status, state,
+                              priority, payload_format, tenant, event_type, reason, last_error)
+  select id, endpoint_id, event_id, now(), claim_gen + 1, attempt_count, last_status, 6, priority, payload_format,
+         tenant, event_type, $2, last_error
+  from taken
+), told as (
+  insert into timeline (time, delivery_id, endpoint_id, event_id, kind, state, priority, attempt_count, reason, tenant,
+                        event_type)
+  select now(), id, endpoint_id, event_id, 6, 6, priority, attempt_count, $2, tenant, event_type from taken
+)
+select endpoint_id from taken";
+
+/// One in flight ends its attempt first; the claim stays valid so that the attempt's result is kept.
+const CANCEL_IN_FLIGHT: &str = "
+update outstanding o set cancel_requested = true where o.id = $1 and o.state = 2 returning o.endpoint_id";
+
+/// Why a deleted endpoint's deliveries end.
+const DELETED_REASON: &str = "the endpoint was deleted";
+
+/// A batch of a deleted endpoint's deliveries that no worker holds; an attempt whose worker died is recorded as LOST.
+const CANCEL_DELETED: &str = "
+with picked as materialized (
+  select o.id from outstanding o
+  where o.endpoint_id = $1 and (o.lease_until is null or o.lease_until <= now())
+  order by o.id
+  limit $2
+  for update skip locked
+), taken as (
+  delete from outstanding o where o.id = any(array(select id from picked)) returning *
+), moved as (
+  insert into settled_failed (id, endpoint_id, event_id, settle_time, claim_gen, attempt_count, last_status, state,
+                              priority, payload_format, tenant, event_type, reason, last_error)
+  select id, endpoint_id, event_id, now(), claim_gen + 1, attempt_count, last_status, 6, priority, payload_format,
+         tenant, event_type, $3, last_error
+  from taken
+), told as (
+  insert into timeline (time, delivery_id, endpoint_id, event_id, kind, state, priority, attempt_count, number,
+                        started_at, duration_us, trigger, outcome, tenant, event_type, reason, error, replica)
+  select now(), id, endpoint_id, event_id, 6, 6, priority, attempt_count, null, null, null, null, null, tenant,
+         event_type, $3, null, null
+  from taken
+  union all
+  select now(), id, endpoint_id, event_id, 3, 3, priority, attempt_count, attempt_count, attempt_started_at,
+         (extract(epoch from lease_until - attempt_started_at) * 1000000)::bigint, trigger, 9, tenant, event_type,
+         null, 'the worker was lost before the result was on record', replica
+  from taken where state = 2
+)
+select count(*) from taken";
+
+const CANCEL_DELETED_IN_FLIGHT: &str = "
+update outstanding o set cancel_requested = true
+where o.endpoint_id = $1 and o.state = 2 and o.lease_until > now() and not o.cancel_requested";
+
+/// Tombstones that may still have outstanding deliveries: a publish that matched just before the deletion may commit
+/// just after it.
+const TOMBSTONES: &str = "select id from endpoints where delete_time is not null and drain_time is null";
+
+const DRAINED: &str = "
+update endpoints e set drain_time = now()
+where e.id = $1 and e.delete_time < now() - interval '5 minutes'
+  and not exists (select from outstanding o where o.endpoint_id = e.id)";
+
+/// Deliveries canceled by one statement.
+const CANCEL_BATCH: i64 = 1_000;
+
+impl Store {
+    /// Makes a delivery due now, with a fresh retry budget.
+    pub async fn retry(&self, id: DeliveryId) -> std::result::Result<(), RetryRefused> {
+        let waiting = sqlx::query_scalar(RETRY_WAITING).bind(id.uuid()).fetch_optional(&self.engine).await;
+        if let Some(endpoint) = waiting.map_err(super::Error::from)? {
+            self.announce(endpoint, 0);
+            return Ok(());
+        }
+        let settled = sqlx::query_scalar(RETRY_SETTLED).bind(id.uuid()).fetch_optional(&self.engine).await;
+        if let Some(endpoint) = settled.map_err(super::Error::from)? {
+            self.announce(endpoint, 1);
+            return Ok(());
+        }
+        let row = self.delivery_row(id).await?.ok_or(RetryRefused::NotFound)?;
+        Err(match row.state {
+            DeliveryState::Succeeded => RetryRefused::Succeeded,
+            _ if self.endpoint(row.endpoint).await?.is_none() => RetryRefused::EndpointDeleted,
+            _ => RetryRefused::NotSettled,
+        })
+    }
+
+    /// Cancels a delivery: at once where it waits, after its attempt where one is under way.
+    pub async fn cancel(&self, id: DeliveryId) -> std::result::Result<(), CancelRefused> {
+        // Between the two statements it may be claimed or handed back, so both are tried more than once.
+        for _ in 0..3 {
+            let waiting = sqlx::query_scalar(CANCEL_WAITING)
+                .bind(id.uuid())
+                .bind(CANCELED_REASON)
+                .fetch_optional(&self.engine)
+                .await;
+            if let Some(endpoint) = waiting.map_err(super::Error::from)? {
+                self.backlog.change([(EndpointId::from_uuid(endpoint), -1)]);
+                self.hint(Vec::new());
+                return Ok(());
+            }
+            let in_flight = sqlx::query_scalar(CANCEL_IN_FLIGHT).bind(id.uuid()).fetch_optional(&self.engine).await;
+            if in_flight.map_err(super::Error::from)?.is_some_and(|_: Uuid| true) {
+                return Ok(());
+            }
+            match self.delivery_row(id).await? {
+                None => return Err(CancelRefused::NotFound),
+                Some(row) if row.state.is_settled() => return Err(CancelRefused::Settled),
+                Some(_) => {}
+            }
+        }
+        Err(super::Error::Unreadable("a delivery that keeps changing hands".to_owned()).into())
+    }
+
+    /// Cancels a batch of a deleted endpoint's deliveries; answers how many, 0 when none is left to cancel now.
+    /// Those in flight are marked, and end canceled unless their attempt succeeds.
+    pub async fn cancel_deleted(&self, endpoint: EndpointId) -> Result<u64> {
+        let marked = sqlx::query(CANCEL_DELETED_IN_FLIGHT).bind(endpoint.uuid()).execute(&self.reader).await?;
+        let canceled: i64 = sqlx::query_scalar(CANCEL_DELETED)
+            .bind(endpoint.uuid())
+            .bind(CANCEL_BATCH)
+            .bind(DELETED_REASON)
+            .fetch_one(&self.reader)
+            .await?;
+        self.backlog.change([(endpoint, -canceled)]);
+        self.hint(Vec::new());
+        Ok(marked.rows_affected() + u64::try_from(canceled).unwrap_or_default())
+    }
+
+    /// Deleted endpoints that may still have outstanding deliveries.
+    pub async fn tombstones(&self) -> Result<Vec<EndpointId>> {
+        let ids: Vec<Uuid> = sqlx::query_scalar(TOMBSTONES).fetch_all(&self.reader).await?;
+        Ok(ids.into_iter().map(EndpointId::from_uuid).collect())
+    }
+
+    /// Lays a tombstone to rest once nothing can be outstanding for it any more.
+    pub async fn rest_tombstone(&self, endpoint: EndpointId) -> Result<()> {
+        sqlx::query(DRAINED).bind(endpoint.uuid()).execute(&self.reader).await?;
+        Ok(())
+    }
+
+    fn announce(&self, endpoint: Uuid, added: i64) {
+        let endpoint = EndpointId::from_uuid(endpoint);
+        self.backlog.change([(endpoint, added)]);
+        self.hint(vec![Due { endpoint, at: self.clock.now() }]);
+    }
+}

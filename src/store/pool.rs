@@ -1,0 +1,144 @@
+//! Connections: how they are opened, with which guarded settings, and how the schema is brought up to date.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{ConnectOptions, PgPool};
+
+use super::backlog::Limits;
+use super::error::Error;
+
+/// Which database, and how much of it this process takes.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// `postgres://…`, the primary.
+    pub database_url: String,
+    /// How many connections this replica opens at most.
+    pub connections_max: u32,
+    /// Names this process in attempts.
+    pub replica: String,
+    /// When publishes are refused or fail at once.
+    pub limits: Limits,
+}
+
+/// Why the store could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The URL cannot be read.
+    #[error("the database URL is not valid: {0}; allowed is postgres://user:password@host:port/database")]
+    Url(#[source] sqlx::Error),
+    /// The server is too old.
+    #[error("the database is PostgreSQL {0}; supported are 14 to 18")]
+    Version(u32),
+    /// Something between us and PostgreSQL shares connections by transaction.
+    #[error("the database URL leads to a transaction pooler; Hooklane needs a direct or session-pooled connection")]
+    TransactionPooler,
+    /// The schema could not be brought up to date.
+    #[error("the schema could not be migrated: {0}")]
+    Migrate(#[source] MigrateError),
+    /// A statement failed.
+    #[error(transparent)]
+    Store(#[from] Error),
+}
+
+impl From<sqlx::Error> for ConnectError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Store(error.into())
+    }
+}
+
+static MIGRATOR: Migrator = sqlx::migrate!("./migrations");
+
+/// Statistics taken while the hot table is empty turn a queue's statements into scans over everything, so the engine's
+/// connections leave the planner nothing but index scans and nested loops. The batch arrays that are unnested hold
+/// hundreds of rows at most.
+const ENGINE_PLANNER: [(&str, &str); 6] = [
+    ("enable_seqscan", "off"),
+    ("enable_hashjoin", "off"),
+    ("enable_mergejoin", "off"),
+    ("enable_bitmapscan", "off"),
+    ("enable_sort", "off"),
+    // One plan for every batch: planning anew costs more than executing a small one.
+    ("plan_cache_mode", "force_generic_plan"),
+];
+
+/// What every connection has: our schema first, and an end to whatever hangs.
+const EVERY_CONNECTION: [(&str, &str); 7] = [
+    ("search_path", "hooklane,pg_catalog"),
+    ("application_name", "hooklane"),
+    ("timezone", "UTC"),
+    ("statement_timeout", "30s"),
+    ("idle_in_transaction_session_timeout", "15s"),
+    ("tcp_user_timeout", "20s"),
+    ("jit", "off"),
+];
+
+/// How long a caller waits for a free connection.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The engine's pool and the readers'.
+pub(super) async fn connect(config: &Config) -> Result<(PgPool, PgPool), ConnectError> {
+    let options = PgConnectOptions::from_str(&config.database_url)
+        .map_err(ConnectError::Url)?
+        .options(EVERY_CONNECTION)
+        .statement_cache_capacity(64)
+        .log_statements(tracing::log::LevelFilter::Trace)
+        .log_slow_statements(tracing::log::LevelFilter::Debug, Duration::from_secs(1));
+    let readers_max = (config.connections_max / 3).max(2);
+    let pool = |size: u32| {
+        PgPoolOptions::new()
+            .max_connections(size)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            // A ping before each use would double the round trips; a dead connection shows in its next statement.
+            .test_before_acquire(false)
+            .idle_timeout(Duration::from_secs(600))
+            .max_lifetime(None)
+    };
+    // Readers' filters are mostly absent: planned for the values at hand, conditions on null fall away.
+    let for_readers = options.clone().options([("plan_cache_mode", "force_custom_plan")]);
+    let reader = pool(readers_max).connect_with(for_readers).await.map_err(connect_error)?;
+    check_server(&reader).await?;
+    let engine = pool((config.connections_max - readers_max).max(3)).connect_lazy_with(options.options(ENGINE_PLANNER));
+    Ok((engine, reader))
+}
+
+/// PgBouncer refuses start-up parameters it does not know (08P01), and only transaction pooling makes them unknowable.
+fn connect_error(error: sqlx::Error) -> ConnectError {
+    match &error {
+        sqlx::Error::Database(refusal) if refusal.code().as_deref() == Some("08P01") => ConnectError::TransactionPooler,
+        _ => error.into(),
+    }
+}
+
+async fn check_server(pool: &PgPool) -> Result<(), ConnectError> {
+    let (version, search_path): (i32, String) =
+        sqlx::query_as("select current_setting('server_version_num')::int, current_setting('search_path')")
+            .fetch_one(pool)
+            .await?;
+    // A pooler that ignores start-up parameters gave us a connection without our settings.
+    if !search_path.starts_with("hooklane") {
+        return Err(ConnectError::TransactionPooler);
+    }
+    match u32::try_from(version / 10_000).unwrap_or_default() {
+        14.. => Ok(()),
+        older => Err(ConnectError::Version(older)),
+    }
+}
+
+/// Applies what is missing. Replicas that start at once take turns by the migrator's advisory lock.
+pub(super) async fn migrate(pool: &PgPool) -> Result<(), ConnectError> {
+    // The migrator keeps its own table in the first schema of the search path, so that schema comes first.
+    for _ in 0..10 {
+        match sqlx::query("create schema if not exists hooklane").execute(pool).await.map_err(Error::from) {
+            // Two sessions that create it at once: one of them finds the name taken. It exists, then.
+            Err(Error::Data(_)) => continue,
+            other => {
+                other?;
+                break;
+            }
+        }
+    }
+    MIGRATOR.run(pool).await.map_err(ConnectError::Migrate)
+}

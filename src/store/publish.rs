@@ -1,0 +1,237 @@
+//! Publishing: callers in flight share commits.
+//!
+//! Requests queue up while a commit is under way and the next commit takes all of them; nobody waits for company. A
+//! batch that a row spoils is halved until the row stands alone.
+
+mod plan;
+mod write;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use tokio::sync::{Mutex, mpsc, oneshot};
+
+pub(super) use self::plan::Plan;
+use self::write::{Written, write};
+use super::Store;
+use super::error::Error;
+use crate::domain::event::NewEvent;
+use crate::domain::id::{DeliveryId, EndpointId, EventId};
+
+/// What a publish made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Published {
+    /// The event, or the first one with the same idempotency key.
+    pub event_id: EventId,
+    /// One for each endpoint it is delivered to.
+    pub deliveries: Vec<PublishedDelivery>,
+    /// Whether nothing new was made.
+    pub duplicate: bool,
+}
+
+/// One delivery of a published event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PublishedDelivery {
+    /// Its id.
+    pub delivery_id: DeliveryId,
+    /// Where it goes.
+    pub endpoint_id: EndpointId,
+    /// Whether an earlier publish with the same key made it.
+    pub duplicate: bool,
+}
+
+/// Why an event was not published.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PublishError {
+    /// The tenant has no such endpoint.
+    #[error("there is no endpoint {0}")]
+    EndpointNotFound(EndpointId),
+    /// The key was used with another event type, payload or content type.
+    #[error("the idempotency key was used for another event")]
+    KeyConflict,
+    /// As many deliveries are outstanding as may be.
+    #[error("the queue is full")]
+    QueueFull,
+    /// The database refused this event's rows.
+    #[error("the database refused the event: {0}")]
+    Refused(String),
+    /// The database cannot be reached; whether the event was committed is unknown.
+    #[error("the database cannot be reached")]
+    Unavailable,
+    /// A fault of ours, logged where it was met.
+    #[error("the event could not be stored")]
+    Internal,
+}
+
+/// An event on its way into a commit, and who waits for it.
+struct Waiting {
+    event: NewEvent,
+    reply: oneshot::Sender<Result<Published, PublishError>>,
+}
+
+impl Waiting {
+    fn answer(self, outcome: Result<Published, PublishError>) {
+        // A caller that has gone away misses its answer; the event stands.
+        let _ = self.reply.send(outcome);
+    }
+}
+
+/// Commits of different batches under way at once: while one waits for the disk, the other uses the processor.
+const COMMITTERS: usize = 2;
+/// Requests that may wait for a commit; beyond it callers wait in their connection.
+const WAITING_MAX: usize = 4_096;
+/// Events of one commit at most.
+const BATCH_EVENTS_MAX: usize = 256;
+/// Payload bytes of one commit, about: one more event than that may go.
+const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Deliveries of one statement, about: one more event than that may go.
+const BATCH_DELIVERIES_MAX: usize = 4_000;
+/// How often a batch is planned anew before its callers are told to try again: each time somebody else has changed
+/// an endpoint or taken a key meanwhile.
+const ROUNDS_MAX: usize = 32;
+
+/// Takes events and commits them in batches.
+#[derive(Debug, Clone)]
+pub struct Publisher {
+    queue: mpsc::Sender<Waiting>,
+}
+
+impl Publisher {
+    /// Starts the committers; they end when the last clone is dropped and the queue is empty.
+    pub fn start(store: &Arc<Store>) -> Self {
+        let (queue, waiting) = mpsc::channel(WAITING_MAX);
+        let waiting = Arc::new(Mutex::new(Inbox { queue: waiting, carried: VecDeque::new() }));
+        for _ in 0..COMMITTERS {
+            let (store, waiting) = (Arc::clone(store), Arc::clone(&waiting));
+            tokio::spawn(async move {
+                loop {
+                    let batch = waiting.lock().await.next_batch().await;
+                    if batch.is_empty() {
+                        return;
+                    }
+                    commit(&store, batch).await;
+                }
+            });
+        }
+        Self { queue }
+    }
+
+    /// Publishes one event; answers once it is committed, or was not.
+    pub async fn publish(&self, event: NewEvent) -> Result<Published, PublishError> {
+        let (reply, answer) = oneshot::channel();
+        self.queue.send(Waiting { event, reply }).await.map_err(|_| PublishError::Unavailable)?;
+        answer.await.unwrap_or(Err(PublishError::Internal))
+    }
+}
+
+/// The queue's end that the committers take turns at.
+struct Inbox {
+    queue: mpsc::Receiver<Waiting>,
+    carried: VecDeque<Waiting>,
+}
+
+impl Inbox {
+    /// Everything that waits, up to the bounds of a batch; waits for the first. Empty when there will be no more.
+    async fn next_batch(&mut self) -> Vec<Waiting> {
+        if self.carried.is_empty() {
+            let mut received = Vec::with_capacity(BATCH_EVENTS_MAX);
+            self.queue.recv_many(&mut received, BATCH_EVENTS_MAX).await;
+            self.carried.extend(received);
+        }
+        let mut bytes = 0;
+        let mut batch = Vec::with_capacity(self.carried.len());
+        while bytes < BATCH_BYTES_MAX
+            && let Some(next) = self.carried.pop_front()
+        {
+            bytes += next.event.payload.len();
+            batch.push(next);
+        }
+        batch
+    }
+}
+
+/// Publishes a batch to the end: everybody in it is answered.
+async fn commit(store: &Store, mut waiting: Vec<Waiting>) {
+    for _ in 0..ROUNDS_MAX {
+        let (plans, mut again) = plan::plan(store, waiting).await;
+        for chunk in chunks(plans) {
+            again.extend(write_halving(store, chunk).await);
+        }
+        if again.is_empty() {
+            return;
+        }
+        waiting = again;
+    }
+    for unlucky in waiting {
+        unlucky.answer(Err(PublishError::Unavailable));
+    }
+}
+
+/// Cuts a batch where its deliveries would make one statement too large.
+fn chunks(plans: Vec<Plan>) -> Vec<Vec<Plan>> {
+    let mut chunks: Vec<Vec<Plan>> = Vec::new();
+    let mut room = 0;
+    for plan in plans {
+        if room == 0 {
+            chunks.push(Vec::new());
+            room = BATCH_DELIVERIES_MAX;
+        }
+        room = room.saturating_sub(plan.deliveries.len().max(1));
+        if let Some(chunk) = chunks.last_mut() {
+            chunk.push(plan);
+        }
+    }
+    chunks
+}
+
+/// Writes a batch; one that a row spoils is halved until the row stands alone. Answers everybody but those it returns,
+/// who are to be planned anew.
+async fn write_halving(store: &Store, batch: Vec<Plan>) -> Vec<Waiting> {
+    let mut again = Vec::new();
+    let mut batches = vec![batch];
+    while let Some(mut batch) = batches.pop() {
+        match write(store, &batch).await {
+            Ok(Written::All { at, lost }) => {
+                // From the back, so that removing one leaves the places of the others.
+                for place in lost.into_iter().rev() {
+                    again.push(batch.swap_remove(place).waiting);
+                }
+                finish(store, batch, at);
+            }
+            Ok(Written::NothingMatchedAnew) => again.extend(batch.into_iter().map(|plan| plan.waiting)),
+            Err(Error::Conflict(_)) => again.extend(batch.into_iter().map(|plan| plan.waiting)),
+            Err(Error::Data(_)) if batch.len() > 1 => {
+                let rest = batch.split_off(batch.len() / 2);
+                batches.extend([batch, rest]);
+            }
+            Err(error) => refuse(batch, &error),
+        }
+    }
+    again
+}
+
+/// Answers a committed batch and tells who else should know.
+fn finish(store: &Store, batch: Vec<Plan>, at: crate::domain::time::Timestamp) {
+    let mut due: Vec<EndpointId> = Vec::new();
+    for plan in batch {
+        due.extend(plan.queued().map(|delivery| delivery.to.id));
+        let (waiting, published) = plan.into_answer();
+        waiting.answer(Ok(published));
+    }
+    store.backlog.change(due.iter().map(|endpoint| (*endpoint, 1)));
+    due.sort_unstable();
+    due.dedup();
+    store.hint(due.into_iter().map(|endpoint| super::Due { endpoint, at }).collect());
+}
+
+fn refuse(batch: Vec<Plan>, error: &Error) {
+    let outcome = match error {
+        Error::Data(refusal) => PublishError::Refused(refusal.to_string()),
+        Error::Unavailable(_) | Error::Conflict(_) => PublishError::Unavailable,
+        Error::Internal(_) | Error::Unreadable(_) => PublishError::Internal,
+    };
+    tracing::warn!(events = batch.len(), %error, "events were not published");
+    for plan in batch {
+        plan.waiting.answer(Err(outcome.clone()));
+    }
+}

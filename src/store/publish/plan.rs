@@ -1,0 +1,234 @@
+//! What a publish would write: its recipients, the ids of its rows, the keys it must win.
+//!
+//! Planning reads and answers those who need no write (duplicates, conflicts, unknown endpoints); nothing is written.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use super::{PublishError, Published, PublishedDelivery, Waiting};
+use crate::domain::event::NewEvent;
+use crate::domain::fields::Tenant;
+use crate::domain::id::{DeliveryId, EndpointId, EventId};
+use crate::store::Store;
+use crate::store::directory::{Recipient, TenantEndpoints};
+use crate::store::error::{Error, Result};
+use crate::store::idempotency::{self, Fingerprint, KnownKeys};
+
+/// One event of a batch, ready to be written.
+pub(in crate::store) struct Plan {
+    pub(super) waiting: Waiting,
+    pub(in crate::store) event_id: EventId,
+    /// False where a repeat adds deliveries to the first event.
+    pub(super) is_new_event: bool,
+    /// The tenant's configuration that `deliveries` was matched against.
+    pub(super) config_version: i64,
+    pub(super) deliveries: Vec<PlannedDelivery>,
+    /// Set where there is an idempotency key.
+    pub(in crate::store) fingerprint: Option<Fingerprint>,
+    /// Whether the event's own key is still free.
+    pub(in crate::store) claims_event_key: bool,
+}
+
+/// One delivery of a planned event.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::store) struct PlannedDelivery {
+    pub(in crate::store) id: DeliveryId,
+    pub(in crate::store) to: Recipient,
+    pub(super) fate: Fate,
+}
+
+/// What becomes of a planned delivery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// It is queued.
+    Queued,
+    /// Its endpoint has as many outstanding as it may: it fails at once, visibly.
+    QueueFull,
+    /// An earlier publish with the same key made it.
+    Duplicate,
+}
+
+impl Plan {
+    pub(in crate::store) const fn event(&self) -> &NewEvent {
+        &self.waiting.event
+    }
+
+    /// The deliveries that this publish makes.
+    pub(in crate::store) fn fresh(&self) -> impl Iterator<Item = &PlannedDelivery> {
+        self.deliveries.iter().filter(|delivery| delivery.fate != Fate::Duplicate)
+    }
+
+    pub(super) fn queued(&self) -> impl Iterator<Item = &PlannedDelivery> {
+        self.deliveries.iter().filter(|delivery| delivery.fate == Fate::Queued)
+    }
+
+    pub(super) fn refused(&self) -> impl Iterator<Item = &PlannedDelivery> {
+        self.deliveries.iter().filter(|delivery| delivery.fate == Fate::QueueFull)
+    }
+
+    pub(super) fn into_answer(self) -> (Waiting, Published) {
+        let deliveries = self
+            .deliveries
+            .iter()
+            .map(|delivery| PublishedDelivery {
+                delivery_id: delivery.id,
+                endpoint_id: delivery.to.id,
+                duplicate: delivery.fate == Fate::Duplicate,
+            })
+            .collect();
+        let all_known = self.deliveries.iter().all(|delivery| delivery.fate == Fate::Duplicate);
+        let published = Published { event_id: self.event_id, deliveries, duplicate: !self.is_new_event && all_known };
+        (self.waiting, published)
+    }
+
+    fn needs_writing(&self) -> bool {
+        self.is_new_event || self.deliveries.iter().any(|delivery| delivery.fate != Fate::Duplicate)
+    }
+}
+
+/// Plans a batch. Answers those who need no write; returns the plans, and those who must wait for the next round
+/// because an earlier one in this batch claims the same key.
+pub(super) async fn plan(store: &Store, waiting: Vec<Waiting>) -> (Vec<Plan>, Vec<Waiting>) {
+    let known_keys = match idempotency::known(store, waiting.iter().map(|one| &one.event)).await {
+        Ok(known) => known,
+        Err(error) => {
+            refuse_all(waiting, &error);
+            return (Vec::new(), Vec::new());
+        }
+    };
+    let mut planner = Planner { store, planned: HashMap::new(), claimed_keys: HashSet::new() };
+    let (mut plans, mut later) = (Vec::new(), Vec::new());
+    for one in waiting {
+        match planner.plan_one(&one, &known_keys).await {
+            Ok(Planned::Later) => later.push(one),
+            Ok(Planned::Now(draft)) => {
+                let plan = draft.into_plan(one);
+                if plan.needs_writing() {
+                    plans.push(plan);
+                } else {
+                    let (waiting, published) = plan.into_answer();
+                    waiting.answer(Ok(published));
+                }
+            }
+            Err(refusal) => one.answer(Err(refusal)),
+        }
+    }
+    (plans, later)
+}
+
+fn refuse_all(waiting: Vec<Waiting>, error: &Error) {
+    tracing::warn!(events = waiting.len(), %error, "idempotency keys could not be read");
+    for one in waiting {
+        one.answer(Err(PublishError::Unavailable));
+    }
+}
+
+enum Planned {
+    Now(Draft),
+    Later,
+}
+
+/// A plan without its caller.
+struct Draft {
+    event_id: EventId,
+    is_new_event: bool,
+    config_version: i64,
+    deliveries: Vec<PlannedDelivery>,
+    fingerprint: Option<Fingerprint>,
+    claims_event_key: bool,
+}
+
+impl Draft {
+    fn into_plan(self, waiting: Waiting) -> Plan {
+        Plan {
+            waiting,
+            event_id: self.event_id,
+            is_new_event: self.is_new_event,
+            config_version: self.config_version,
+            deliveries: self.deliveries,
+            fingerprint: self.fingerprint,
+            claims_event_key: self.claims_event_key,
+        }
+    }
+}
+
+struct Planner<'s> {
+    store: &'s Store,
+    /// Deliveries of this batch by endpoint, for the endpoint's bound.
+    planned: HashMap<EndpointId, i64>,
+    /// Keys that somebody earlier in this batch claims.
+    claimed_keys: HashSet<(Tenant, String)>,
+}
+
+impl Planner<'_> {
+    async fn plan_one(&mut self, one: &Waiting, known_keys: &KnownKeys) -> std::result::Result<Planned, PublishError> {
+        let event = &one.event;
+        let (config_version, recipients) = self.recipients(one).await?;
+        let is_fan_out = event.endpoint_ids.is_empty();
+        let fingerprint = event.idempotency_key.as_ref().map(|_| Fingerprint::of(event));
+        let known = match (&event.idempotency_key, &fingerprint) {
+            (Some(key), Some(fingerprint)) => known_keys
+                .of(&event.tenant, key)
+                .check(fingerprint, recipients.iter().map(|recipient| recipient.id), is_fan_out)
+                .map_err(|idempotency::OtherContent| PublishError::KeyConflict)?,
+            _ => idempotency::Known::default(),
+        };
+        let is_new_event = known.event_id.is_none();
+        let adds = recipients.iter().any(|recipient| !known.deliveries.contains_key(&recipient.id));
+        if let Some(key) = &event.idempotency_key
+            && (is_new_event || adds)
+            && !self.claimed_keys.insert((event.tenant.clone(), key.clone()))
+        {
+            return Ok(Planned::Later);
+        }
+        if (is_new_event || adds) && self.store.backlog.is_full() {
+            return Err(PublishError::QueueFull);
+        }
+        let deliveries = recipients.into_iter().map(|to| self.plan_delivery(to, &known)).collect();
+        Ok(Planned::Now(Draft {
+            event_id: known.event_id.unwrap_or_else(|| EventId::from_uuid(self.store.clock.new_uuid())),
+            is_new_event,
+            config_version,
+            deliveries,
+            fingerprint,
+            claims_event_key: known.is_event_key_free,
+        }))
+    }
+
+    fn plan_delivery(&mut self, to: Recipient, known: &idempotency::Known) -> PlannedDelivery {
+        if let Some(id) = known.deliveries.get(&to.id) {
+            return PlannedDelivery { id: *id, to, fate: Fate::Duplicate };
+        }
+        let id = DeliveryId::from_uuid(self.store.clock.new_uuid());
+        let planned = self.planned.entry(to.id).or_default();
+        let fate = if self.store.backlog.is_endpoint_full(to.id, *planned) { Fate::QueueFull } else { Fate::Queued };
+        *planned += i64::from(fate == Fate::Queued);
+        PlannedDelivery { id, to, fate }
+    }
+
+    /// Who gets the event, and the configuration version that was asked.
+    async fn recipients(&self, one: &Waiting) -> std::result::Result<(i64, Vec<Recipient>), PublishError> {
+        let event = &one.event;
+        let mut tenant = match self.store.directory.known(&event.tenant) {
+            Some(known) => known,
+            None => self.load(&event.tenant).await?,
+        };
+        if event.endpoint_ids.is_empty() {
+            return Ok((tenant.version, tenant.matching(event.event_type.as_str())));
+        }
+        // An unknown one may have been registered since.
+        if event.endpoint_ids.iter().any(|id| tenant.recipient(*id).is_none()) {
+            tenant = self.load(&event.tenant).await?;
+        }
+        let named = |id: &EndpointId| tenant.recipient(*id).ok_or(PublishError::EndpointNotFound(*id));
+        Ok((tenant.version, event.endpoint_ids.iter().map(named).collect::<std::result::Result<_, _>>()?))
+    }
+
+    async fn load(&self, tenant: &Tenant) -> std::result::Result<Arc<TenantEndpoints>, PublishError> {
+        let loaded: Result<_> = self.store.directory.load(&self.store.engine, tenant).await;
+        loaded.map_err(|error| {
+            tracing::warn!(%error, "a tenant's endpoints could not be read");
+            if error.is_passing() { PublishError::Unavailable } else { PublishError::Internal }
+        })
+    }
+}

@@ -1,0 +1,250 @@
+//! The engine's verbs on `outstanding`: claim, payloads, complete, renew, release, and the sweep that finds work.
+//!
+//! Every change names the `claim_gen` it was made under; a stale one changes nothing. Leases and due times are the
+//! database's, spans go in and instants come out.
+
+mod complete;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::Row;
+use sqlx::postgres::PgRow;
+use sqlx::types::{Json, Uuid};
+
+pub(super) use self::complete::CANCELED_REASON;
+pub use self::complete::{AttemptRecord, Completion, Settled, Settlement};
+use super::Store;
+use super::error::Result;
+use super::types::{PgTime, count, stored};
+use crate::domain::attempt::AttemptTrigger;
+use crate::domain::endpoint::PayloadFormat;
+use crate::domain::event::Event;
+use crate::domain::fields::{ContentType, Tenant};
+use crate::domain::id::{DeliveryId, EndpointId, EventId};
+use crate::domain::pattern::EventType;
+use crate::domain::time::Timestamp;
+
+/// How long a claim holds unless it is renewed.
+pub const LEASE: Duration = Duration::from_secs(15);
+
+/// An endpoint with work due at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Due {
+    /// The endpoint.
+    pub endpoint: EndpointId,
+    /// When the work is due, by the database's clock.
+    pub at: Timestamp,
+}
+
+/// A hungry lane: how much it can take, and from where.
+#[derive(Debug, Clone, Copy)]
+pub struct LaneRequest {
+    /// Whose deliveries.
+    pub endpoint: EndpointId,
+    /// How many at most; at least 1.
+    pub room: u32,
+    /// Nothing due before this is waiting, as far as the lane knows: the claim starts there, past the index entries of
+    /// what was delivered already.
+    pub low_water: Timestamp,
+}
+
+/// A delivery this process holds, until it completes or releases it or the lease lapses.
+#[derive(Debug, Clone)]
+pub struct Claimed {
+    /// The delivery.
+    pub id: DeliveryId,
+    /// Its endpoint, and the version of it that is current.
+    pub endpoint: EndpointId,
+    /// The endpoint's version at the claim: by it the holder knows whether what it remembers is current.
+    pub endpoint_version: i64,
+    /// Its event.
+    pub event: EventId,
+    /// The fence: names this claim in everything that follows.
+    pub claim_gen: i32,
+    /// This attempt's number, 1 is the first.
+    pub attempt: u32,
+    /// Retries spent of the present budget.
+    pub retries_spent: u32,
+    /// Attempts lost so far.
+    pub lost_count: u32,
+    /// How the body looks.
+    pub format: PayloadFormat,
+    /// Why the attempt is made.
+    pub trigger: AttemptTrigger,
+    /// Whether somebody canceled it while its worker was lost: then it is not sent again.
+    pub cancel_requested: bool,
+    /// When it was due.
+    pub due_at: Timestamp,
+    /// When it was claimed.
+    pub claimed_at: Timestamp,
+}
+
+/// One statement for all hungry lanes. A lane's rows are found by `outstanding_due` from its low-water mark on, locked
+/// in due order, and left out where somebody else holds them; endpoints are read in the same snapshot, so nothing is
+/// claimed for a deleted or paused one. What was in flight and lapsed is recorded as LOST here.
+/// The update finds its rows by `outstanding_pkey` from an array: joined, an empty table's statistics would make it a
+/// scan.
+const CLAIM: &str = "
+with lanes as materialized (
+  select l.endpoint_id, l.room, l.low_water, e.version, e.shown_url
+  from unnest($1::uuid[], $2::int[], $3::timestamptz[]) as l (endpoint_id, room, low_water)
+  join endpoints e on e.id = l.endpoint_id and e.state = 1 and e.delete_time is null
+), picked as materialized (
+  select d.*, lanes.version, lanes.shown_url
+  from lanes cross join lateral (
+    select o.* from outstanding o
+    where o.endpoint_id = lanes.endpoint_id and o.priority = 2
+      and o.due_at >= lanes.low_water and o.due_at <= now()
+      and (o.lease_until is null or o.lease_until <= now())
+    order by o.priority, o.due_at
+    limit lanes.room
+    for no key update skip locked
+  ) d
+), claimed as (
+  update outstanding o
+  set state = 2, lease_until = now() + make_interval(secs => $4), attempt_started_at = now(), replica = $5,
+      claim_gen = o.claim_gen + 1, attempt_count = o.attempt_count + 1,
+      lost_count = o.lost_count + (o.state = 2)::int
+  where o.id = any(array(select id from picked))
+), lost as (
+  insert into timeline (time, delivery_id, endpoint_id, event_id, kind, state, priority, attempt_count, number,
+                        started_at, duration_us, next_attempt_at, trigger, outcome, tenant, event_type, url, error,
+                        replica)
+  select now(), id, endpoint_id, event_id, 3, 3, priority, attempt_count, attempt_count,
+         attempt_started_at, (extract(epoch from lease_until - attempt_started_at) * 1000000)::bigint, now(), trigger,
+         9, tenant, event_type, shown_url, 'the worker was lost before the result was on record', replica
+  from picked where state = 2
+)
+select id, endpoint_id, version, event_id, claim_gen + 1 as claim_gen, attempt_count + 1 as attempt, retries_spent,
+       lost_count + (state = 2)::int as lost_count, payload_format, trigger, cancel_requested, due_at, now() as at
+from picked";
+
+/// Reads by `events_pkey`; the bounds leave out the days' partitions that hold none of the ids.
+const PAYLOADS: &str = "
+select id, tenant, event_type, payload, content_type, idempotency_key, metadata
+from events where id = any($1) and id >= $2 and id <= $3";
+
+/// A HOT update: no indexed column changes.
+const RENEW: &str = "
+update outstanding o set lease_until = now() + make_interval(secs => $3)
+where o.id = any($1::uuid[]) and o.claim_gen = ($2::int[])[array_position($1::uuid[], o.id)] and o.state = 2
+returning o.id";
+
+/// Hands claims back whose request never left: the attempt is not counted.
+const RELEASE: &str = "
+update outstanding o
+set state = case when o.attempt_count > 1 then 3 else 1 end, attempt_count = o.attempt_count - 1,
+    lease_until = null, attempt_started_at = null, replica = null, claim_gen = o.claim_gen + 1
+where o.id = any($1::uuid[]) and o.claim_gen = ($2::int[])[array_position($1::uuid[], o.id)]
+  and o.state = 2 and not o.cancel_requested
+returning o.endpoint_id";
+
+/// Every endpoint with something that no worker holds, and when the first of it is due: a loose index scan over
+/// `outstanding_due`, one step an endpoint, whatever its backlog.
+const SWEEP: &str = "
+with recursive e as (
+  (select endpoint_id from outstanding order by endpoint_id limit 1)
+  union all
+  select (select o.endpoint_id from outstanding o where o.endpoint_id > e.endpoint_id order by o.endpoint_id limit 1)
+  from e where e.endpoint_id is not null
+)
+select e.endpoint_id, d.due_at
+from e cross join lateral (
+  select o.due_at from outstanding o
+  where o.endpoint_id = e.endpoint_id and o.priority = 2 and (o.lease_until is null or o.lease_until <= now())
+  order by o.priority, o.due_at limit 1
+) d
+where e.endpoint_id is not null";
+
+impl Store {
+    /// Claims work for hungry lanes, `room` for each at most, oldest due first.
+    pub async fn claim(&self, lanes: &[LaneRequest]) -> Result<Vec<Claimed>> {
+        let rows = sqlx::query(CLAIM)
+            .bind(lanes.iter().map(|lane| lane.endpoint.uuid()).collect::<Vec<_>>())
+            .bind(lanes.iter().map(|lane| lane.room.cast_signed()).collect::<Vec<_>>())
+            .bind(lanes.iter().map(|lane| PgTime(lane.low_water)).collect::<Vec<_>>())
+            .bind(LEASE.as_secs_f64())
+            .bind(&self.replica)
+            .fetch_all(&self.engine)
+            .await?;
+        rows.iter().map(read_claimed).collect()
+    }
+
+    /// The events of claimed deliveries. A second statement: a client that stalled inside the claim's own would pin its
+    /// locked rows past every timeout.
+    pub async fn payloads(&self, ids: &[EventId]) -> Result<HashMap<EventId, Arc<Event>>> {
+        let mut uuids: Vec<Uuid> = ids.iter().map(|id| id.uuid()).collect();
+        uuids.sort_unstable();
+        uuids.dedup();
+        let (Some(low), Some(high)) = (uuids.first().copied(), uuids.last().copied()) else {
+            return Ok(HashMap::new());
+        };
+        let rows = sqlx::query(PAYLOADS).bind(uuids).bind(low).bind(high).fetch_all(&self.engine).await?;
+        rows.iter().map(|row| read_event(row).map(|event| (event.id, Arc::new(event)))).collect()
+    }
+
+    /// Makes the leases of these claims last again; answers those that still hold.
+    pub async fn renew(&self, claims: &[(DeliveryId, i32)]) -> Result<Vec<DeliveryId>> {
+        let (ids, gens) = columns(claims);
+        let held: Vec<Uuid> =
+            sqlx::query_scalar(RENEW).bind(ids).bind(gens).bind(LEASE.as_secs_f64()).fetch_all(&self.engine).await?;
+        Ok(held.into_iter().map(DeliveryId::from_uuid).collect())
+    }
+
+    /// Hands claims back that were never started, without spending an attempt.
+    pub async fn release(&self, claims: &[(DeliveryId, i32)]) -> Result<()> {
+        let (ids, gens) = columns(claims);
+        let endpoints: Vec<Uuid> = sqlx::query_scalar(RELEASE).bind(ids).bind(gens).fetch_all(&self.engine).await?;
+        let now = self.clock.now();
+        self.hint(endpoints.into_iter().map(|id| Due { endpoint: EndpointId::from_uuid(id), at: now }).collect());
+        Ok(())
+    }
+
+    /// Every endpoint with waiting work, with the due time of the first of it.
+    pub async fn sweep(&self) -> Result<Vec<Due>> {
+        let rows: Vec<(Uuid, PgTime)> = sqlx::query_as(SWEEP).fetch_all(&self.engine).await?;
+        Ok(rows.into_iter().map(|(id, at)| Due { endpoint: EndpointId::from_uuid(id), at: at.0 }).collect())
+    }
+
+    /// Counts anew what is outstanding; answers how long that took.
+    pub async fn count_backlog(&self) -> Result<Duration> {
+        self.backlog.count(&self.reader).await
+    }
+}
+
+fn columns(claims: &[(DeliveryId, i32)]) -> (Vec<Uuid>, Vec<i32>) {
+    claims.iter().map(|(id, claim_gen)| (id.uuid(), *claim_gen)).unzip()
+}
+
+fn read_claimed(row: &PgRow) -> Result<Claimed> {
+    Ok(Claimed {
+        id: DeliveryId::from_uuid(row.try_get(0)?),
+        endpoint: EndpointId::from_uuid(row.try_get(1)?),
+        endpoint_version: row.try_get(2)?,
+        event: EventId::from_uuid(row.try_get(3)?),
+        claim_gen: row.try_get(4)?,
+        attempt: count(row.try_get(5)?),
+        retries_spent: count(row.try_get(6)?),
+        lost_count: count(row.try_get(7)?),
+        format: stored("payload format", row.try_get(8)?, PayloadFormat::from_number)?,
+        trigger: stored("trigger", row.try_get(9)?, AttemptTrigger::from_number)?,
+        cancel_requested: row.try_get(10)?,
+        due_at: row.try_get::<PgTime, _>(11)?.0,
+        claimed_at: row.try_get::<PgTime, _>(12)?.0,
+    })
+}
+
+/// Reads the columns of `PAYLOADS`, in their order.
+pub(super) fn read_event(row: &PgRow) -> Result<Event> {
+    Ok(Event {
+        id: EventId::from_uuid(row.try_get(0)?),
+        tenant: Tenant::from_stored(row.try_get(1)?),
+        event_type: EventType::from_stored(row.try_get(2)?),
+        payload: row.try_get::<Vec<u8>, _>(3)?.into(),
+        content_type: ContentType::from_stored(row.try_get(4)?),
+        idempotency_key: row.try_get(5)?,
+        metadata: row.try_get::<Option<Json<_>>, _>(6)?.map(|metadata| metadata.0).unwrap_or_default(),
+    })
+}

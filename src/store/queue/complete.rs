@@ -1,0 +1,351 @@
+//! Completing: what follows from ended attempts, for a whole batch in one statement and one commit.
+//!
+//! A delivery moves by `DELETE … RETURNING` into an INSERT, its timeline row and the endpoint's health with it. A
+//! completion whose claim is no longer the current one changes nothing.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::types::Uuid;
+
+use crate::domain::attempt::{AttemptOutcome, AttemptResult, AttemptTrigger};
+use crate::domain::delivery::{DeliveryState, is_endpoints_doing};
+use crate::domain::endpoint::HEALTH_ALPHA;
+use crate::domain::id::{DeliveryId, EndpointId};
+use crate::domain::time::Timestamp;
+use crate::store::error::Result;
+use crate::store::types::{PgTime, headers_to_text};
+use crate::store::{Due, Store};
+
+/// What becomes of a claimed delivery.
+#[derive(Debug, Clone)]
+pub struct Completion {
+    /// The delivery.
+    pub id: DeliveryId,
+    /// Its endpoint.
+    pub endpoint: EndpointId,
+    /// The claim it was held by.
+    pub claim_gen: i32,
+    /// Attempts made so far, this one counted where there was one.
+    pub attempt_count: u32,
+    /// The attempt that ended; `None` where the claim ends without a request.
+    pub attempt: Option<AttemptRecord>,
+    /// What follows.
+    pub settlement: Settlement,
+}
+
+/// An ended attempt.
+#[derive(Debug, Clone)]
+pub struct AttemptRecord {
+    /// When it was claimed to be sent.
+    pub started_at: Timestamp,
+    /// Why it was made.
+    pub trigger: AttemptTrigger,
+    /// Where it was sent, without secrets.
+    pub url: Arc<str>,
+    /// What came of it.
+    pub result: AttemptResult,
+}
+
+/// Where a delivery goes from here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Settlement {
+    /// To the succeeded ones.
+    Succeeded,
+    /// Back to waiting; it becomes canceled instead if that was asked for meanwhile.
+    Retry {
+        /// From the commit to the next attempt.
+        delay: Duration,
+    },
+    /// To the failed ones, for this reason.
+    Failed(String),
+    /// To the canceled ones, for this reason.
+    Canceled(String),
+}
+
+/// What a batch of completions did.
+#[derive(Debug, Default)]
+pub struct Settled {
+    /// Those whose claim was current.
+    pub won: HashSet<DeliveryId>,
+    /// When the retried ones are due again.
+    pub due: Vec<Due>,
+}
+
+/// Completions of one statement at most: beyond it, finding a row's place in the arrays begins to weigh.
+const BATCH_MAX: usize = 256;
+
+/// Locks the deliveries in id order (an index scan visits an array's values in order) by `outstanding_pkey`, then the
+/// endpoints' health in id order. `$1` are all ids, `$2` those that settle, `$3` those that are retried.
+const COMPLETE: &str = "
+with settled as (
+  delete from outstanding o
+  where o.id = any($2::uuid[]) and o.claim_gen = ($4::int[])[array_position($1::uuid[], o.id)]
+  returning o.id, o.endpoint_id, o.event_id, o.claim_gen, o.priority, o.payload_format, o.tenant, o.event_type,
+            o.last_status, o.last_error, o.replica, o.cancel_requested, array_position($1::uuid[], o.id) as i
+), moved as (
+  select s.*, case when s.cancel_requested and ($5::smallint[])[s.i] = 5 then 6 else ($5::smallint[])[s.i] end as state,
+         case when s.cancel_requested and ($5::smallint[])[s.i] = 5 then $25 else ($7::text[])[s.i] end as reason,
+         coalesce(($12::int[])[s.i], s.last_status) as status
+  from settled s
+), succeeded as (
+  insert into settled_succeeded (id, endpoint_id, event_id, settle_time, claim_gen, attempt_count, last_status,
+                                 priority, payload_format, tenant, event_type)
+  select m.id, m.endpoint_id, m.event_id, now(), m.claim_gen, ($6::int[])[m.i], m.status,
+         m.priority, m.payload_format, m.tenant, m.event_type
+  from moved m where m.state = 4
+), failed as (
+  insert into settled_failed (id, endpoint_id, event_id, settle_time, claim_gen, attempt_count, last_status, state,
+                              priority, payload_format, tenant, event_type, reason, last_error)
+  select m.id, m.endpoint_id, m.event_id, now(), m.claim_gen, ($6::int[])[m.i], m.status, m.state,
+         m.priority, m.payload_format, m.tenant, m.event_type, m.reason,
+         coalesce(($16::text[])[m.i], m.last_error)
+  from moved m where m.state <> 4
+), retried as (
+  update outstanding o
+  set state = 3, due_at = now() + ($8::bigint[])[array_position($1::uuid[], o.id)] * interval '1 microsecond',
+      lease_until = null, attempt_started_at = null, retries_spent = o.retries_spent + 1, trigger = 1,
+      attempt_count = ($6::int[])[array_position($1::uuid[], o.id)],
+      last_status = ($12::int[])[array_position($1::uuid[], o.id)],
+      last_error = ($16::text[])[array_position($1::uuid[], o.id)]
+  where o.id = any($3::uuid[]) and o.claim_gen = ($4::int[])[array_position($1::uuid[], o.id)]
+    and not o.cancel_requested
+  returning o.id, o.endpoint_id, o.event_id, o.priority, o.tenant, o.event_type, o.replica, o.due_at,
+            array_position($1::uuid[], o.id) as i
+), ended as (
+  select id, endpoint_id, event_id, priority, tenant, event_type, replica, null::timestamptz as due_at, i, state, reason
+  from moved
+  union all
+  select id, endpoint_id, event_id, priority, tenant, event_type, replica, due_at, i, 3, null from retried
+), told as (
+  insert into timeline (time, delivery_id, endpoint_id, event_id, kind, state, priority, attempt_count, number,
+                        started_at, duration_us, next_attempt_at, status, trigger, outcome, response_truncated,
+                        tenant, event_type, reason, url, error, response_headers, response_body, replica)
+  select now(), e.id, e.endpoint_id, e.event_id, case e.state when 3 then 2 else e.state end, e.state, e.priority,
+         ($6::int[])[e.i], case when ($11::smallint[])[e.i] is not null then ($6::int[])[e.i] end,
+         ($9::timestamptz[])[e.i], ($10::bigint[])[e.i], e.due_at, ($12::int[])[e.i], ($13::smallint[])[e.i],
+         ($11::smallint[])[e.i], ($14::boolean[])[e.i], e.tenant, e.event_type, e.reason,
+         ($15::text[])[e.i], ($16::text[])[e.i], ($17::text[])[e.i], ($18::bytea[])[e.i], e.replica
+  from ended e
+), healed as (
+  update endpoint_health h
+  set score = h.score * f.kept + f.added,
+      consecutive_failures = case when f.had_success then f.failures else h.consecutive_failures + f.failures end,
+      last_success_time = case when f.had_success then now() else h.last_success_time end,
+      last_failure_time = case when f.had_failure then now() else h.last_failure_time end
+  from unnest($19::uuid[], $20::float8[], $21::float8[], $22::int[], $23::boolean[], $24::boolean[])
+    as f (endpoint_id, kept, added, failures, had_success, had_failure)
+  where h.endpoint_id = f.endpoint_id
+)
+select id, endpoint_id, due_at from ended";
+
+/// Why a delivery is canceled whose request was under way.
+pub(in crate::store) const CANCELED_REASON: &str = "canceled by CancelDelivery";
+
+impl Store {
+    /// Completes claims, in one commit for each [`BATCH_MAX`] of them; ids must be distinct.
+    pub async fn complete(&self, completions: &[Completion]) -> Result<Settled> {
+        let mut settled = Settled::default();
+        for batch in completions.chunks(BATCH_MAX) {
+            let columns = Columns::of(batch.iter());
+            self.complete_batch(columns, &mut settled).await?;
+            let canceled: Vec<Completion> = batch
+                .iter()
+                .filter(|one| matches!(one.settlement, Settlement::Retry { .. }) && !settled.won.contains(&one.id))
+                .map(|one| Completion { settlement: Settlement::Canceled(CANCELED_REASON.to_owned()), ..one.clone() })
+                .collect();
+            // A retry that was not taken is stale, or its delivery was canceled meanwhile: in that case alone its
+            // claim is still the current one, and this moves it.
+            if !canceled.is_empty() {
+                self.complete_batch(Columns::of(canceled.iter()), &mut settled).await?;
+            }
+        }
+        Ok(settled)
+    }
+
+    async fn complete_batch(&self, columns: Columns, settled: &mut Settled) -> Result<()> {
+        let health = HealthColumns::of(&columns.health);
+        let rows: Vec<(Uuid, Uuid, Option<PgTime>)> = sqlx::query_as(COMPLETE)
+            .bind(columns.ids)
+            .bind(columns.settling)
+            .bind(columns.retried)
+            .bind(columns.claim_gens)
+            .bind(columns.states)
+            .bind(columns.attempt_counts)
+            .bind(columns.reasons)
+            .bind(columns.delays_us)
+            .bind(columns.started_at)
+            .bind(columns.durations_us)
+            .bind(columns.outcomes)
+            .bind(columns.statuses)
+            .bind(columns.triggers)
+            .bind(columns.truncated)
+            .bind(columns.urls)
+            .bind(columns.errors)
+            .bind(columns.headers)
+            .bind(columns.bodies)
+            .bind(health.endpoints)
+            .bind(health.kept)
+            .bind(health.added)
+            .bind(health.failures)
+            .bind(health.had_success)
+            .bind(health.had_failure)
+            .bind(CANCELED_REASON)
+            .fetch_all(&self.engine)
+            .await?;
+        let done = rows.iter().filter(|(_, _, due)| due.is_none());
+        self.backlog.change(done.map(|(_, endpoint, _)| (EndpointId::from_uuid(*endpoint), -1)));
+        for (id, endpoint, due) in rows {
+            settled.won.insert(DeliveryId::from_uuid(id));
+            settled.due.extend(due.map(|at| Due { endpoint: EndpointId::from_uuid(endpoint), at: at.0 }));
+        }
+        self.hint(Vec::new());
+        Ok(())
+    }
+}
+
+/// A batch as the statement's arrays, in id order.
+#[derive(Default)]
+struct Columns {
+    ids: Vec<Uuid>,
+    settling: Vec<Uuid>,
+    retried: Vec<Uuid>,
+    claim_gens: Vec<i32>,
+    states: Vec<i16>,
+    attempt_counts: Vec<i32>,
+    reasons: Vec<Option<String>>,
+    delays_us: Vec<i64>,
+    started_at: Vec<Option<PgTime>>,
+    durations_us: Vec<Option<i64>>,
+    outcomes: Vec<Option<i16>>,
+    statuses: Vec<Option<i32>>,
+    triggers: Vec<Option<i16>>,
+    truncated: Vec<Option<bool>>,
+    urls: Vec<Option<String>>,
+    errors: Vec<Option<String>>,
+    headers: Vec<Option<String>>,
+    bodies: Vec<Option<Vec<u8>>>,
+    health: BTreeMap<Uuid, HealthChange>,
+}
+
+impl Columns {
+    fn of<'c>(completions: impl Iterator<Item = &'c Completion>) -> Self {
+        let mut sorted: Vec<&Completion> = completions.collect();
+        sorted.sort_unstable_by_key(|one| one.id);
+        let mut columns = Self::default();
+        for one in sorted {
+            columns.push(one);
+        }
+        columns
+    }
+
+    fn push(&mut self, one: &Completion) {
+        let (state, reason, delay) = match &one.settlement {
+            Settlement::Succeeded => (DeliveryState::Succeeded, None, Duration::ZERO),
+            Settlement::Failed(reason) => (DeliveryState::Failed, Some(reason.clone()), Duration::ZERO),
+            Settlement::Canceled(reason) => (DeliveryState::Canceled, Some(reason.clone()), Duration::ZERO),
+            Settlement::Retry { delay } => (DeliveryState::Retrying, None, *delay),
+        };
+        let to = if state.is_settled() { &mut self.settling } else { &mut self.retried };
+        to.push(one.id.uuid());
+        self.ids.push(one.id.uuid());
+        self.claim_gens.push(one.claim_gen);
+        self.states.push(state.number());
+        self.attempt_counts.push(one.attempt_count.cast_signed());
+        self.reasons.push(reason);
+        self.delays_us.push(i64::try_from(delay.as_micros()).unwrap_or(i64::MAX));
+        self.push_attempt(one.attempt.as_ref());
+        if let Some(attempt) = &one.attempt
+            && is_endpoints_doing(attempt.result.outcome)
+        {
+            let is_success = attempt.result.outcome == AttemptOutcome::Succeeded;
+            self.health.entry(one.endpoint.uuid()).or_default().add(is_success);
+        }
+    }
+
+    fn push_attempt(&mut self, attempt: Option<&AttemptRecord>) {
+        let result = attempt.map(|attempt| &attempt.result);
+        self.started_at.push(attempt.map(|attempt| PgTime(attempt.started_at)));
+        self.triggers.push(attempt.map(|attempt| attempt.trigger.number()));
+        self.urls.push(attempt.map(|attempt| attempt.url.to_string()));
+        self.durations_us.push(result.map(|result| i64::try_from(result.duration.as_micros()).unwrap_or(i64::MAX)));
+        self.outcomes.push(result.map(|result| result.outcome.number()));
+        self.statuses.push(result.map(|result| i32::from(result.status)));
+        self.truncated.push(result.map(|result| result.response_truncated));
+        self.errors.push(result.map(|result| result.error.clone()).filter(|error| !error.is_empty()));
+        self.headers.push(result.map(|result| headers_to_text(&result.response_headers)));
+        self.bodies.push(result.map(|result| result.response_body.to_vec()));
+    }
+}
+
+/// What a batch does to an endpoint's health: `score × kept + added`, and the failures at its end.
+#[derive(Debug, Clone, Copy)]
+struct HealthChange {
+    kept: f64,
+    added: f64,
+    failures: i32,
+    had_success: bool,
+    had_failure: bool,
+}
+
+impl Default for HealthChange {
+    fn default() -> Self {
+        Self { kept: 1.0, added: 0.0, failures: 0, had_success: false, had_failure: false }
+    }
+}
+
+impl HealthChange {
+    fn add(&mut self, is_success: bool) {
+        let keep = 1.0 - HEALTH_ALPHA;
+        self.kept *= keep;
+        self.added = self.added * keep + if is_success { HEALTH_ALPHA } else { 0.0 };
+        self.failures = if is_success { 0 } else { self.failures + 1 };
+        self.had_success |= is_success;
+        self.had_failure |= !is_success;
+    }
+}
+
+/// Health changes as the statement's arrays, in id order.
+#[derive(Default)]
+struct HealthColumns {
+    endpoints: Vec<Uuid>,
+    kept: Vec<f64>,
+    added: Vec<f64>,
+    failures: Vec<i32>,
+    had_success: Vec<bool>,
+    had_failure: Vec<bool>,
+}
+
+impl HealthColumns {
+    fn of(changes: &BTreeMap<Uuid, HealthChange>) -> Self {
+        let mut columns = Self::default();
+        for (endpoint, change) in changes {
+            columns.endpoints.push(*endpoint);
+            columns.kept.push(change.kept);
+            columns.added.push(change.added);
+            columns.failures.push(change.failures);
+            columns.had_success.push(change.had_success);
+            columns.had_failure.push(change.had_failure);
+        }
+        columns
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_moves_health_as_its_attempts_one_by_one_would() {
+        let attempts = [true, false, false, true, false];
+        let mut change = HealthChange::default();
+        let mut score = 0.5;
+        for is_success in attempts {
+            change.add(is_success);
+            score = score * (1.0 - HEALTH_ALPHA) + if is_success { HEALTH_ALPHA } else { 0.0 };
+        }
+        assert!((0.5 * change.kept + change.added - score).abs() < 1e-12);
+        assert_eq!((change.failures, change.had_success, change.had_failure), (1, true, true));
+    }
+}
