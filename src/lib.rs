@@ -1,5 +1,6 @@
 //! Hooklane: webhook delivery over gRPC and PostgreSQL. See ARCHITECTURE.md for the map.
 
+pub mod cli;
 pub mod domain;
 pub mod live;
 pub mod store;
