@@ -1,0 +1,40 @@
+# Needs Rust, make and git; the targets install the rest (.ci/setup). No PostgreSQL has to run, no variable to be set.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+.PHONY: help demo test bench fmt
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# The profile that `make test` builds too: without thin LTO it is ready much sooner, and it is fast enough to watch.
+demo: ## a service, a receiver and deliveries to watch, in one terminal (KEEP=1 leaves it running)
+	@.ci/setup demo
+	@cargo build --locked
+	@cargo run --quiet --locked -- demo $(if $(KEEP),--keep)
+
+# The tests come last, and all of them run, so that the summary counts every one.
+test: ## everything that has to pass: format, lints, contract, documentation, tests
+	@.ci/setup test
+	@echo "== format"
+	@cargo fmt --check
+	@echo "== lints"
+	@cargo clippy --all-targets --locked -- -D warnings
+	@echo "== contract"
+	@target/tools/node_modules/.bin/buf lint
+	@echo "== documentation"
+	@RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked
+	@echo "== tests"
+	@mkdir -p target; status=0; \
+	cargo test --locked --no-fail-fast 2>&1 | tee target/test.log || status=$$?; \
+	awk '/^test result: / { for (i = 2; i <= NF; i++) { if ($$i ~ /^passed/) passed += $$(i - 1); if ($$i ~ /^failed/) failed += $$(i - 1) } } \
+		END { printf "%d passed, %d failed\n", passed, failed }' target/test.log; \
+	exit $$status
+
+bench: ## the throughput and latency of this machine, service and database on it
+	@.ci/setup demo
+	@cargo run --release --locked -- bench
+
+fmt: ## format the code
+	@cargo fmt
