@@ -2,5 +2,6 @@
 
 pub mod cli;
 pub mod domain;
+pub mod egress;
 pub mod live;
 pub mod store;
