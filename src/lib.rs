@@ -3,5 +3,8 @@
 pub mod cli;
 pub mod domain;
 pub mod egress;
+pub mod engine;
 pub mod live;
+pub mod ops;
 pub mod store;
+pub mod telemetry;

@@ -29,7 +29,9 @@ pub use self::history::{DeliveryFilter, DeliveryRecord, DeliveryRow};
 pub use self::operate::{CancelRefused, RetryRefused};
 pub use self::pool::{Config, ConnectError};
 pub use self::publish::{PublishError, Published, PublishedDelivery, Publisher};
-pub use self::queue::{AttemptRecord, Claimed, Completion, Due, LEASE, LaneRequest, Settled, Settlement};
+pub use self::queue::{
+    AttemptRecord, CANCELED_REASON, Claimed, Completion, Due, LEASE, LaneRequest, Settled, Settlement,
+};
 pub use self::tail::{Cursor, TimelineEvent, TransitionKind};
 
 use self::backlog::Backlog;

@@ -13,8 +13,7 @@ use sqlx::Row;
 use sqlx::postgres::PgRow;
 use sqlx::types::{Json, Uuid};
 
-pub(super) use self::complete::CANCELED_REASON;
-pub use self::complete::{AttemptRecord, Completion, Settled, Settlement};
+pub use self::complete::{AttemptRecord, CANCELED_REASON, Completion, Settled, Settlement};
 use super::Store;
 use super::error::Result;
 use super::types::{PgTime, count, stored};
@@ -45,6 +44,8 @@ pub struct LaneRequest {
     pub endpoint: EndpointId,
     /// How many at most; at least 1.
     pub room: u32,
+    /// Requests under way already, for the endpoint's cap: it holds as it is at the claim, whatever the lane knows.
+    pub in_flight: u32,
     /// Nothing due before this is waiting, as far as the lane knows: the claim starts there, past the index entries of
     /// what was delivered already.
     pub low_water: Timestamp,
@@ -88,8 +89,9 @@ pub struct Claimed {
 /// scan.
 const CLAIM: &str = "
 with lanes as materialized (
-  select l.endpoint_id, l.room, l.low_water, e.version, e.shown_url
-  from unnest($1::uuid[], $2::int[], $3::timestamptz[]) as l (endpoint_id, room, low_water)
+  select l.endpoint_id, greatest(least(l.room, e.max_in_flight - l.in_flight), 0) as room, l.low_water, e.version,
+         e.shown_url
+  from unnest($1::uuid[], $2::int[], $3::timestamptz[], $6::int[]) as l (endpoint_id, room, low_water, in_flight)
   join endpoints e on e.id = l.endpoint_id and e.state = 1 and e.delete_time is null
 ), picked as materialized (
   select d.*, lanes.version, lanes.shown_url
@@ -167,6 +169,7 @@ impl Store {
             .bind(lanes.iter().map(|lane| PgTime(lane.low_water)).collect::<Vec<_>>())
             .bind(LEASE.as_secs_f64())
             .bind(&self.replica)
+            .bind(lanes.iter().map(|lane| lane.in_flight.cast_signed()).collect::<Vec<_>>())
             .fetch_all(&self.engine)
             .await?;
         rows.iter().map(read_claimed).collect()

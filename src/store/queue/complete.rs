@@ -69,8 +69,8 @@ pub enum Settlement {
 pub struct Settled {
     /// Those whose claim was current.
     pub won: HashSet<DeliveryId>,
-    /// When the retried ones are due again.
-    pub due: Vec<Due>,
+    /// When the retried ones are due again; told as hints.
+    due: Vec<Due>,
 }
 
 /// Completions of one statement at most: beyond it, finding a row's place in the arrays begins to weigh.
@@ -141,7 +141,7 @@ with settled as (
 select id, endpoint_id, due_at from ended";
 
 /// Why a delivery is canceled whose request was under way.
-pub(in crate::store) const CANCELED_REASON: &str = "canceled by CancelDelivery";
+pub const CANCELED_REASON: &str = "canceled by CancelDelivery";
 
 impl Store {
     /// Completes claims, in one commit for each [`BATCH_MAX`] of them; ids must be distinct.
@@ -161,6 +161,7 @@ impl Store {
                 self.complete_batch(Columns::of(canceled.iter()), &mut settled).await?;
             }
         }
+        self.hint(std::mem::take(&mut settled.due));
         Ok(settled)
     }
 
@@ -200,7 +201,6 @@ impl Store {
             settled.won.insert(DeliveryId::from_uuid(id));
             settled.due.extend(due.map(|at| Due { endpoint: EndpointId::from_uuid(endpoint), at: at.0 }));
         }
-        self.hint(Vec::new());
         Ok(())
     }
 }

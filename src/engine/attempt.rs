@@ -1,0 +1,86 @@
+//! One claimed delivery from dispatch to its completion: sent, judged, handed on.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::Shared;
+use super::roster::Prepared;
+use crate::domain::delivery::{Decision, LOST_ATTEMPTS_MAX, lane_hold, settle};
+use crate::domain::event::Event;
+use crate::domain::id::EndpointId;
+use crate::egress::Outgoing;
+use crate::store::{AttemptRecord, CANCELED_REASON, Claimed, Completion, Settlement};
+
+/// A claim with everything its request needs.
+pub(super) struct Ready {
+    pub(super) claimed: Claimed,
+    pub(super) endpoint: Arc<Prepared>,
+    pub(super) event: Arc<Event>,
+}
+
+/// A request has ended: its lane has room again.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ended {
+    pub(super) endpoint: EndpointId,
+    /// How long the endpoint asked to be left alone.
+    pub(super) hold: Option<Duration>,
+}
+
+/// Sends one delivery and hands its result to the completer.
+pub(super) async fn run(shared: Arc<Shared>, ready: Ready, ended: mpsc::UnboundedSender<Ended>) {
+    let Ready { claimed, endpoint, event } = ready;
+    let outgoing = Outgoing {
+        target: &endpoint.target,
+        event: &event,
+        delivery_id: claimed.id,
+        format: claimed.format,
+        attempt: claimed.attempt,
+        now: shared.store.clock().now(),
+    };
+    let result = shared.egress.send(outgoing).await;
+    // The scheduler may have ended already; then nobody needs the room.
+    let _ = ended.send(Ended { endpoint: claimed.endpoint, hold: lane_hold(&result) });
+    let settlement = match settle(claimed.retries_spent, &result, &endpoint.retry_policy, rand::random()) {
+        Decision::Succeed => Settlement::Succeeded,
+        Decision::Retry { delay } => Settlement::Retry { delay },
+        Decision::Fail => Settlement::Failed(result.error.clone()),
+    };
+    let completion = Completion {
+        id: claimed.id,
+        endpoint: claimed.endpoint,
+        claim_gen: claimed.claim_gen,
+        attempt_count: claimed.attempt,
+        attempt: Some(AttemptRecord {
+            started_at: claimed.claimed_at,
+            trigger: claimed.trigger,
+            url: Arc::clone(&endpoint.shown_url),
+            result,
+        }),
+        settlement,
+    };
+    // Fails only once the completer has ended: after the grace time, when the attempt becomes LOST.
+    let _ = shared.completions.send(completion).await;
+}
+
+/// What a claim comes to that is not to be sent; `None` where it is.
+pub(super) fn without_request(claimed: &Claimed) -> Option<Settlement> {
+    if claimed.cancel_requested {
+        return Some(Settlement::Canceled(CANCELED_REASON.to_owned()));
+    }
+    (claimed.lost_count >= LOST_ATTEMPTS_MAX)
+        .then(|| Settlement::Failed(format!("{LOST_ATTEMPTS_MAX} attempts were lost with their workers")))
+}
+
+/// Ends a claim without a request: the attempt it would have been is not counted.
+pub(super) fn completion_without_request(claimed: &Claimed, settlement: Settlement) -> Completion {
+    Completion {
+        id: claimed.id,
+        endpoint: claimed.endpoint,
+        claim_gen: claimed.claim_gen,
+        attempt_count: claimed.attempt.saturating_sub(1),
+        attempt: None,
+        settlement,
+    }
+}

@@ -1,0 +1,117 @@
+//! Puts results on record, whatever has gathered in one commit. A batch that a row spoils is halved until the row stands
+//! alone; while the database is away, results wait here and nothing further is claimed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{Mutex, mpsc};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::Shared;
+use crate::store::{Completion, Error};
+
+/// Commits of different batches under way at once.
+const COMPLETERS: usize = 2;
+/// Results of one batch.
+const BATCH_MAX: usize = 256;
+/// The wait after a failed commit, doubled up to the second.
+const RETRY_FIRST: Duration = Duration::from_millis(50);
+const RETRY_MAX: Duration = Duration::from_secs(1);
+
+/// The running completers.
+pub(super) struct Completer {
+    tasks: JoinSet<()>,
+    /// Says that no further result will come.
+    closing: CancellationToken,
+}
+
+/// Starts the completers.
+pub(super) fn start(shared: &Arc<Shared>, results: mpsc::Receiver<Completion>) -> Completer {
+    let results = Arc::new(Mutex::new(results));
+    let closing = CancellationToken::new();
+    let mut tasks = JoinSet::new();
+    for _ in 0..COMPLETERS {
+        tasks.spawn(complete_all(Arc::clone(shared), Arc::clone(&results), closing.clone()));
+    }
+    Completer { tasks, closing }
+}
+
+impl Completer {
+    /// Puts what is here on record, for `limit` at most, and ends.
+    pub(super) async fn flush(mut self, limit: Duration) {
+        self.closing.cancel();
+        let all = async { while self.tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(limit, all).await.is_err() {
+            tracing::warn!("results could not be put on record in time; their attempts will show as LOST");
+        }
+    }
+}
+
+async fn complete_all(
+    shared: Arc<Shared>,
+    results: Arc<Mutex<mpsc::Receiver<Completion>>>,
+    closing: CancellationToken,
+) {
+    loop {
+        let mut batch = Vec::with_capacity(BATCH_MAX);
+        {
+            let mut results = results.lock().await;
+            tokio::select! {
+                biased;
+                _ = results.recv_many(&mut batch, BATCH_MAX) => {}
+                () = closing.cancelled() => return,
+            }
+        }
+        complete(&shared, batch).await;
+    }
+}
+
+/// Puts one batch on record, trying until the database takes it.
+async fn complete(shared: &Shared, batch: Vec<Completion>) {
+    let mut batches = vec![batch];
+    let mut wait = RETRY_FIRST;
+    while let Some(mut batch) = batches.pop() {
+        match shared.store.complete(&batch).await {
+            Ok(settled) => {
+                let stale = batch.len() - settled.won.len();
+                if stale > 0 {
+                    tracing::info!(stale, "results came after their claim was over and changed nothing");
+                }
+                shared.leases.drop_all(batch.iter().map(|one| one.id));
+                wait = RETRY_FIRST;
+            }
+            Err(Error::Data(_)) if batch.len() > 1 => {
+                let rest = batch.split_off(batch.len() / 2);
+                batches.extend([batch, rest]);
+            }
+            Err(Error::Data(error)) => {
+                tracing::error!(%error, delivery = %batch[0].id, "the database refused a result");
+                if strip(&mut batch[0]) {
+                    batches.push(batch);
+                } else {
+                    // Its lease lapses and the attempt shows as LOST; ten of those end the delivery.
+                    shared.leases.drop_all(batch.iter().map(|one| one.id));
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, results = batch.len(), "results wait for the database");
+                batches.push(batch);
+                tokio::time::sleep(wait).await;
+                wait = (wait * 2).min(RETRY_MAX);
+            }
+        }
+    }
+}
+
+/// Takes from a result whatever the receiver had a say in; `false` where nothing of it is left.
+fn strip(completion: &mut Completion) -> bool {
+    let Some(attempt) = &mut completion.attempt else { return false };
+    let result = &mut attempt.result;
+    let had_any = !result.response_headers.is_empty() || !result.response_body.is_empty();
+    result.response_headers.clear();
+    result.response_body = Bytes::new();
+    result.response_truncated = true;
+    had_any
+}

@@ -1,0 +1,27 @@
+//! Chores beside the deliveries, a file each. Every replica runs them all: each is safe to run anywhere at any time.
+
+mod backlog;
+mod clock;
+mod idempotency;
+mod partitions;
+mod tombstones;
+
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::store::Store;
+
+/// Runs the chores until `end`; a chore that fails is logged and comes again.
+pub async fn run(store: Arc<Store>, end: CancellationToken) {
+    let chores = async {
+        tokio::join!(
+            backlog::run(&store),
+            clock::run(&store),
+            idempotency::run(&store),
+            partitions::run(&store),
+            tombstones::run(&store),
+        )
+    };
+    end.run_until_cancelled(chores).await;
+}

@@ -1,0 +1,108 @@
+//! The engine: takes due deliveries from the database, sends them, and puts what came of them back.
+//!
+//! A scheduler keeps a lane for each endpoint with work and claims for all hungry lanes at once; attempts run as tasks of
+//! their own; a completer gathers their results into batches. Whatever they know is a hint: the database decides, and
+//! a process that starts anew needs nothing of what this one knew.
+
+pub mod maintenance;
+
+mod attempt;
+mod completer;
+mod lane;
+mod leases;
+mod roster;
+mod scheduler;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use self::leases::Leases;
+use self::roster::Roster;
+use crate::domain::retry::RetryPolicy;
+use crate::egress::Egress;
+use crate::store::{Completion, Store};
+
+/// How the engine works.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// When failures are retried at endpoints that do not say.
+    pub retry_policy: RetryPolicy,
+    /// Requests under way at once in this process, about: beyond it a lane gets one at a time. Bounds memory and
+    /// sockets.
+    pub in_flight_max: usize,
+    /// How long requests under way may go on after a shutdown began.
+    pub grace: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { retry_policy: RetryPolicy::default(), in_flight_max: 16_000, grace: Duration::from_secs(30) }
+    }
+}
+
+/// What the parts of the engine share.
+struct Shared {
+    store: Arc<Store>,
+    egress: Egress,
+    roster: Roster,
+    leases: Leases,
+    /// Running attempts.
+    attempts: TaskTracker,
+    completions: mpsc::Sender<Completion>,
+}
+
+/// Results that wait for their batch; beyond it attempts wait with theirs, and nothing further is claimed.
+const COMPLETIONS_MAX: usize = 4_096;
+
+/// A running engine.
+#[derive(Debug)]
+pub struct Engine {
+    work: JoinHandle<()>,
+}
+
+impl Engine {
+    /// Starts delivering. With `shutdown` it claims no more, lets requests under way end within the grace time, hands
+    /// back what was claimed but not started, and puts every result on record.
+    pub fn start(store: Arc<Store>, egress: Egress, config: Config, shutdown: CancellationToken) -> Self {
+        let (completions, results) = mpsc::channel(COMPLETIONS_MAX);
+        let shared = Arc::new(Shared {
+            roster: Roster::new(config.retry_policy.clone()),
+            store,
+            egress,
+            leases: Leases::default(),
+            attempts: TaskTracker::new(),
+            completions,
+        });
+        Self { work: tokio::spawn(run(shared, results, config, shutdown)) }
+    }
+
+    /// Waits until the engine has ended.
+    pub async fn ended(self) {
+        // A panic in the engine has been reported by the panic hook; there is nothing left to wait for.
+        let _ = self.work.await;
+    }
+}
+
+async fn run(shared: Arc<Shared>, results: mpsc::Receiver<Completion>, config: Config, shutdown: CancellationToken) {
+    let all_done = CancellationToken::new();
+    let completer = completer::start(&shared, results);
+    let renewal = tokio::spawn(leases::renew_while_held(Arc::clone(&shared), all_done.clone()));
+
+    scheduler::run(&shared, &config, shutdown).await;
+
+    shared.attempts.close();
+    if tokio::time::timeout(config.grace, shared.attempts.wait()).await.is_err() {
+        tracing::warn!(requests = shared.attempts.len(), "requests outlast the grace time; they will show as LOST");
+    }
+    completer.flush(FLUSH_MAX).await;
+    all_done.cancel();
+    let _ = renewal.await;
+}
+
+/// How long results that are already here may take to be put on record at the end.
+const FLUSH_MAX: Duration = Duration::from_secs(4);

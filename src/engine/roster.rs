@@ -1,0 +1,109 @@
+//! What the engine remembers of endpoints between claims: prepared addresses, keys and policies.
+//!
+//! A claim tells each endpoint's current version, so what is remembered is used only while it is current: a changed
+//! policy holds from the next attempt on, on every replica, without anybody being told.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::domain::id::EndpointId;
+use crate::domain::retry::RetryPolicy;
+use crate::domain::signature::Signer;
+use crate::egress::Target;
+use crate::store::{self, LaneEndpoint, Store};
+
+/// An endpoint, ready to be delivered to.
+pub(super) struct Prepared {
+    version: i64,
+    pub(super) target: Target,
+    pub(super) shown_url: Arc<str>,
+    pub(super) retry_policy: RetryPolicy,
+    pub(super) max_in_flight: u32,
+}
+
+/// The endpoints delivered to lately.
+pub(super) struct Roster {
+    default_policy: RetryPolicy,
+    known: Mutex<HashMap<EndpointId, Arc<Prepared>>>,
+}
+
+/// Endpoints remembered at most; beyond it the memory starts anew.
+const KNOWN_MAX: usize = 50_000;
+
+impl Roster {
+    pub(super) fn new(default_policy: RetryPolicy) -> Self {
+        Self { default_policy, known: Mutex::default() }
+    }
+
+    /// What is remembered of an endpoint.
+    pub(super) fn known(&self, id: EndpointId) -> Option<Arc<Prepared>> {
+        self.lock().get(&id).cloned()
+    }
+
+    /// Endpoints as they are now: remembered where the version fits, read where it does not. One that is missing from
+    /// the answer cannot be delivered to.
+    pub(super) async fn current(
+        &self,
+        store: &Store,
+        versions: &HashMap<EndpointId, i64>,
+    ) -> store::Result<HashMap<EndpointId, Arc<Prepared>>> {
+        let mut current: HashMap<EndpointId, Arc<Prepared>> = HashMap::with_capacity(versions.len());
+        let mut outdated = Vec::new();
+        {
+            let known = self.lock();
+            for (id, version) in versions {
+                match known.get(id) {
+                    Some(prepared) if prepared.version == *version => {
+                        current.insert(*id, Arc::clone(prepared));
+                    }
+                    _ => outdated.push(*id),
+                }
+            }
+        }
+        current.extend(self.load(store, &outdated).await?);
+        Ok(current)
+    }
+
+    /// Reads and remembers endpoints.
+    pub(super) async fn load(
+        &self,
+        store: &Store,
+        ids: &[EndpointId],
+    ) -> store::Result<HashMap<EndpointId, Arc<Prepared>>> {
+        if ids.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let mut loaded = HashMap::with_capacity(ids.len());
+        for endpoint in store.lane_endpoints(ids).await? {
+            let id = endpoint.id;
+            match self.prepare(endpoint) {
+                Ok(prepared) => {
+                    loaded.insert(id, Arc::new(prepared));
+                }
+                Err(problem) => tracing::error!(endpoint = %id, %problem, "an endpoint's URL cannot be requested"),
+            }
+        }
+        let mut known = self.lock();
+        if known.len() + loaded.len() > KNOWN_MAX {
+            known.clear();
+        }
+        known.extend(loaded.iter().map(|(id, prepared)| (*id, Arc::clone(prepared))));
+        Ok(loaded)
+    }
+
+    fn prepare(&self, endpoint: LaneEndpoint) -> Result<Prepared, crate::domain::Problem> {
+        let signer = Signer::new(endpoint.signature_scheme, &endpoint.secrets);
+        let target = Target::new(&endpoint.url, signer, endpoint.timeout)?;
+        Ok(Prepared {
+            version: endpoint.version,
+            shown_url: target.shown_url().into(),
+            target,
+            retry_policy: endpoint.retry_policy.unwrap_or_else(|| self.default_policy.clone()),
+            max_in_flight: endpoint.max_in_flight,
+        })
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<EndpointId, Arc<Prepared>>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,79 @@
+//! The operations port: whether the process lives, whether it is ready, and how its parts are.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::get;
+use axum::{Json, Router};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::store::Store;
+
+/// Where the port is.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// `IP:PORT`; port 0 picks one.
+    pub addr: SocketAddr,
+}
+
+/// How long the database may take to answer a look at it.
+const PING_MAX: Duration = Duration::from_secs(2);
+
+#[derive(Clone)]
+struct Probed {
+    store: Arc<Store>,
+    draining: CancellationToken,
+}
+
+/// Serves until `end`; unready from `draining` on.
+pub async fn serve(
+    listener: TcpListener,
+    store: Arc<Store>,
+    draining: CancellationToken,
+    end: CancellationToken,
+) -> std::io::Result<()> {
+    let router = Router::new()
+        .route("/livez", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .route("/health", get(health))
+        .with_state(Probed { store, draining });
+    axum::serve(listener, router).with_graceful_shutdown(end.cancelled_owned()).await
+}
+
+impl Probed {
+    async fn database(&self) -> Result<(), &'static str> {
+        match tokio::time::timeout(PING_MAX, self.store.ping()).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err("unreachable"),
+            Err(_) => Err("does not answer"),
+        }
+    }
+}
+
+async fn ready(State(probed): State<Probed>) -> (StatusCode, &'static str) {
+    if probed.draining.is_cancelled() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "draining\n");
+    }
+    match probed.database().await {
+        Ok(()) => (StatusCode::OK, "ok\n"),
+        Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "the database does not answer\n"),
+    }
+}
+
+async fn health(State(probed): State<Probed>) -> (StatusCode, Json<serde_json::Value>) {
+    let database = probed.database().await;
+    let is_draining = probed.draining.is_cancelled();
+    let is_ready = database.is_ok() && !is_draining;
+    let body = serde_json::json!({
+        "status": if is_ready { "ok" } else { "unavailable" },
+        "version": env!("CARGO_PKG_VERSION"),
+        "replica": probed.store.replica(),
+        "draining": is_draining,
+        "database": database.err().unwrap_or("ok"),
+    });
+    (if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, Json(body))
+}
