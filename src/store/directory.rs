@@ -3,7 +3,7 @@
 //! An entry says which configuration version it is of; the publish statement refuses a batch that was matched against
 //! an older one, so an entry is never trusted, only likely right.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use sqlx::{PgPool, Row};
@@ -51,7 +51,22 @@ left join tenants t on t.tenant = q.tenant
 left join endpoints e on e.tenant = q.tenant and e.delete_time is null
 order by e.id";
 
+const VERSIONS: &str = "select tenant, config_version from tenants where tenant = any($1)";
+
 impl Directory {
+    /// Reads anew those of the tenants that have changed since they were read.
+    pub(super) async fn refresh(&self, pool: &PgPool, tenants: &HashSet<&Tenant>) -> Result<()> {
+        let names: Vec<&str> = tenants.iter().map(|tenant| tenant.as_str()).collect();
+        let versions: Vec<(String, i64)> = sqlx::query_as(VERSIONS).bind(names).fetch_all(pool).await?;
+        for (name, version) in versions {
+            let tenant = Tenant::from_stored(name);
+            if self.known(&tenant).is_none_or(|known| known.version != version) {
+                self.load(pool, &tenant).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// The tenant's endpoints as last read, if they were.
     pub(super) fn known(&self, tenant: &Tenant) -> Option<Arc<TenantEndpoints>> {
         self.tenants.lock().unwrap_or_else(PoisonError::into_inner).get(tenant).cloned()

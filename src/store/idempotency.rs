@@ -133,13 +133,10 @@ const PRUNE: &str = "
 delete from idempotency_keys where ctid = any(array(
   select ctid from idempotency_keys where expire_time <= now() order by expire_time limit $1 for update skip locked))";
 
-/// What is known of the keys of a batch; reads nothing where there are none.
+/// What is known of the keys of these events.
 pub(super) async fn known<'e>(store: &Store, events: impl Iterator<Item = &'e NewEvent>) -> Result<KnownKeys> {
     let keys: HashSet<(&str, &str)> =
         events.filter_map(|event| Some((event.tenant.as_str(), event.idempotency_key.as_deref()?))).collect();
-    if keys.is_empty() {
-        return Ok(KnownKeys::default());
-    }
     let (tenants, keys): (Vec<&str>, Vec<&str>) = keys.into_iter().unzip();
     type Columns = (String, String, Uuid, Uuid, Option<Uuid>, Vec<u8>);
     let rows: Vec<Columns> = sqlx::query_as(KNOWN).bind(tenants).bind(keys).fetch_all(&store.engine).await?;

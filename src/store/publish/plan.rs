@@ -89,7 +89,7 @@ impl Plan {
 /// Plans a batch. Answers those who need no write; returns the plans, and those who must wait for the next round
 /// because an earlier one in this batch claims the same key.
 pub(super) async fn plan(store: &Store, waiting: Vec<Waiting>) -> (Vec<Plan>, Vec<Waiting>) {
-    let known_keys = match idempotency::known(store, waiting.iter().map(|one| &one.event)).await {
+    let known_keys = match known_keys(store, &waiting).await {
         Ok(known) => known,
         Err(error) => {
             refuse_all(waiting, &error);
@@ -114,6 +114,17 @@ pub(super) async fn plan(store: &Store, waiting: Vec<Waiting>) -> (Vec<Plan>, Ve
         }
     }
     (plans, later)
+}
+
+/// What is known of the batch's keys. A repeat is answered without the statement that proves the configuration
+/// current, so for those tenants it is looked up here.
+async fn known_keys(store: &Store, waiting: &[Waiting]) -> Result<KnownKeys> {
+    let keyed = || waiting.iter().map(|one| &one.event).filter(|event| event.idempotency_key.is_some());
+    if keyed().next().is_none() {
+        return Ok(KnownKeys::default());
+    }
+    store.directory.refresh(&store.engine, &keyed().map(|event| &event.tenant).collect()).await?;
+    idempotency::known(store, keyed()).await
 }
 
 fn refuse_all(waiting: Vec<Waiting>, error: &Error) {

@@ -1,0 +1,6 @@
+//! The whole service and its parts on a real PostgreSQL and real receivers.
+
+mod plans;
+mod publish;
+mod queue;
+mod support;

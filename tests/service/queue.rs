@@ -1,0 +1,313 @@
+//! The queue's verbs: fenced, batched, and nothing lost on the way.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use hooklane::domain::attempt::{AttemptOutcome, AttemptResult};
+use hooklane::domain::delivery::DeliveryState;
+use hooklane::domain::id::{DeliveryId, EndpointId};
+use hooklane::domain::time::Timestamp;
+use hooklane::store::{
+    AttemptRecord, CancelRefused, Claimed, Completion, DeleteOutcome, LaneRequest, Publisher, RetryRefused, Settlement,
+    Store,
+};
+
+use crate::publish::{event, register};
+use crate::support;
+
+const BEGINNING: Timestamp = Timestamp::from_micros(i64::MIN);
+
+/// A store with one endpoint and `count` deliveries waiting for it.
+async fn waiting(count: usize) -> (Arc<Store>, String, EndpointId, Vec<DeliveryId>) {
+    let url = support::database().await;
+    let store = Store::open(&support::config(url.clone())).await.expect("opens");
+    let endpoint = register(&store, &[]).await;
+    let publisher = Publisher::start(&store);
+    let mut ids = Vec::new();
+    for _ in 0..count {
+        ids.push(publisher.publish(event("order.created")).await.expect("published").deliveries[0].delivery_id);
+    }
+    (store, url, endpoint, ids)
+}
+
+fn lane(endpoint: EndpointId, room: u32) -> LaneRequest {
+    LaneRequest { endpoint, room, in_flight: 0, low_water: BEGINNING }
+}
+
+async fn claim(store: &Store, endpoint: EndpointId, room: u32) -> Vec<Claimed> {
+    store.claim(&[lane(endpoint, room)]).await.expect("claimed")
+}
+
+fn completion(claimed: &Claimed, outcome: AttemptOutcome, settlement: Settlement) -> Completion {
+    let result = AttemptResult {
+        outcome,
+        duration: Duration::from_millis(5),
+        status: if outcome == AttemptOutcome::Succeeded { 200 } else { 503 },
+        response_headers: vec![("content-type".to_owned(), "text/plain".to_owned())],
+        response_body: Bytes::from_static(b"body\0\xff"),
+        response_truncated: false,
+        error: if outcome == AttemptOutcome::Succeeded {
+            String::new()
+        } else {
+            "HTTP 503: Service Unavailable".to_owned()
+        },
+        retry_after: None,
+    };
+    Completion {
+        id: claimed.id,
+        endpoint: claimed.endpoint,
+        claim_gen: claimed.claim_gen,
+        attempt_count: claimed.attempt,
+        attempt: Some(AttemptRecord {
+            started_at: claimed.claimed_at,
+            trigger: claimed.trigger,
+            url: "http://127.0.0.1:9/".into(),
+            result,
+        }),
+        settlement,
+    }
+}
+
+fn success(claimed: &Claimed) -> Completion {
+    completion(claimed, AttemptOutcome::Succeeded, Settlement::Succeeded)
+}
+
+fn retry(claimed: &Claimed) -> Completion {
+    completion(claimed, AttemptOutcome::HttpError, Settlement::Retry { delay: Duration::ZERO })
+}
+
+async fn state(store: &Store, id: DeliveryId) -> DeliveryState {
+    store.delivery_row(id).await.expect("read").expect("there").state
+}
+
+/// Makes every lease lapse now.
+async fn lapse(url: &str) {
+    let mut connection = support::connection(url).await;
+    let statement = "update outstanding set lease_until = now() - interval '1 second' where state = 2";
+    sqlx::query(statement).execute(&mut connection).await.expect("lapsed");
+}
+
+#[tokio::test]
+async fn a_claim_takes_no_more_than_its_room_oldest_first_and_nothing_twice() {
+    let (store, _, endpoint, ids) = waiting(10).await;
+    let first = claim(&store, endpoint, 4).await;
+    assert_eq!(first.iter().map(|one| one.id).collect::<Vec<_>>(), ids[..4]);
+    let rest = claim(&store, endpoint, 100).await;
+    assert_eq!(rest.iter().map(|one| one.id).collect::<Vec<_>>(), ids[4..]);
+    assert!(claim(&store, endpoint, 100).await.is_empty());
+    let events = store.payloads(&rest.iter().map(|one| one.event).collect::<Vec<_>>()).await.expect("read");
+    assert_eq!(events.len(), 6);
+}
+
+#[tokio::test]
+async fn claims_keep_to_the_endpoints_own_cap() {
+    let (store, _, endpoint, _) = waiting(70).await;
+    let request = LaneRequest { in_flight: 60, ..lane(endpoint, 64) };
+    assert_eq!(store.claim(&[request]).await.expect("claimed").len(), 4);
+    let request = LaneRequest { in_flight: 70, ..lane(endpoint, 64) };
+    assert!(store.claim(&[request]).await.expect("claimed").is_empty());
+}
+
+#[tokio::test]
+async fn concurrent_claims_share_the_work_and_overlap_nowhere() {
+    let (store, _, endpoint, ids) = waiting(60).await;
+    let claims = (0..20).map(|_| {
+        let store = Arc::clone(&store);
+        tokio::spawn(async move { claim(&store, endpoint, 5).await })
+    });
+    let claimed = futures::future::try_join_all(claims).await.expect("no panic").concat();
+    let distinct: HashSet<_> = claimed.iter().map(|one| one.id).collect();
+    assert_eq!(distinct.len(), claimed.len());
+    // Rows that another claim held at that moment were left out, not lost.
+    let rest = claim(&store, endpoint, 64).await;
+    assert_eq!(claimed.len() + rest.len(), ids.len());
+}
+
+#[tokio::test]
+async fn a_success_moves_the_delivery_and_keeps_its_attempt() {
+    let (store, _, endpoint, ids) = waiting(1).await;
+    let claimed = claim(&store, endpoint, 1).await;
+    assert_eq!(state(&store, ids[0]).await, DeliveryState::InFlight);
+    let settled = store.complete(&[success(&claimed[0])]).await.expect("completed");
+    assert!(settled.won.contains(&ids[0]));
+    let record = store.delivery(ids[0]).await.expect("read").expect("there");
+    assert_eq!(
+        (record.row.state, record.row.attempt_count, record.row.last_status),
+        (DeliveryState::Succeeded, 1, 200)
+    );
+    let [attempt] = record.attempts.as_slice() else { panic!("{:?}", record.attempts) };
+    assert_eq!((attempt.number, attempt.outcome, attempt.status), (1, Some(AttemptOutcome::Succeeded), 200));
+    assert_eq!(attempt.response_body.as_ref(), b"body\0\xff");
+    assert_eq!(attempt.response_headers, [("content-type".to_owned(), "text/plain".to_owned())]);
+    let health = store.endpoint(endpoint).await.expect("read").expect("there").health;
+    assert_eq!((health.score, health.consecutive_failures, health.last_success_time.is_some()), (1.0, 0, true));
+}
+
+#[tokio::test]
+async fn a_batch_of_every_kind_settles_in_one_go() {
+    let (store, _, endpoint, _) = waiting(300).await;
+    let mut claimed = claim(&store, endpoint, 64).await;
+    // Beyond one statement's batch.
+    for request in 1..5 {
+        claimed.extend(
+            store.claim(&[LaneRequest { in_flight: 0, ..lane(endpoint, 59 + request) }]).await.expect("claimed"),
+        );
+    }
+    assert_eq!(claimed.len(), 300);
+    let completions: Vec<_> = claimed
+        .iter()
+        .enumerate()
+        .map(|(n, one)| match n % 3 {
+            0 => success(one),
+            1 => retry(one),
+            _ => completion(one, AttemptOutcome::HttpError, Settlement::Failed("HTTP 404: Not Found".to_owned())),
+        })
+        .collect();
+    assert_eq!(store.complete(&completions).await.expect("completed").won.len(), 300);
+    for (n, one) in claimed.iter().enumerate() {
+        let record = store.delivery(one.id).await.expect("read").expect("there");
+        let expected = [DeliveryState::Succeeded, DeliveryState::Retrying, DeliveryState::Failed][n % 3];
+        assert_eq!(record.row.state, expected);
+        assert_eq!(record.attempts.len(), 1);
+        assert_eq!(record.row.reason.as_deref(), (n % 3 == 2).then_some("HTTP 404: Not Found"));
+    }
+}
+
+#[tokio::test]
+async fn a_lapsed_claim_is_due_again_and_the_lost_attempt_shows() {
+    let (store, url, endpoint, ids) = waiting(1).await;
+    claim(&store, endpoint, 1).await;
+    assert!(claim(&store, endpoint, 1).await.is_empty());
+    lapse(&url).await;
+    let again = claim(&store, endpoint, 1).await;
+    assert_eq!((again[0].attempt, again[0].lost_count, again[0].retries_spent), (2, 1, 0));
+    let record = store.delivery(ids[0]).await.expect("read").expect("there");
+    let outcomes: Vec<_> = record.attempts.iter().map(|attempt| (attempt.number, attempt.outcome)).collect();
+    assert_eq!(outcomes, [(1, Some(AttemptOutcome::Lost)), (2, None)]);
+}
+
+#[tokio::test]
+async fn a_stale_claim_completes_renews_and_releases_nothing() {
+    let (store, url, endpoint, ids) = waiting(1).await;
+    let stale = claim(&store, endpoint, 1).await;
+    lapse(&url).await;
+    let current = claim(&store, endpoint, 1).await;
+    assert!(store.complete(&[success(&stale[0])]).await.expect("completed").won.is_empty());
+    assert!(store.complete(&[retry(&stale[0])]).await.expect("completed").won.is_empty());
+    assert!(store.renew(&[(ids[0], stale[0].claim_gen)]).await.expect("renewed").is_empty());
+    store.release(&[(ids[0], stale[0].claim_gen)]).await.expect("released");
+    assert_eq!(state(&store, ids[0]).await, DeliveryState::InFlight);
+    assert_eq!(store.renew(&[(ids[0], current[0].claim_gen)]).await.expect("renewed"), [ids[0]]);
+    assert_eq!(store.complete(&[success(&current[0])]).await.expect("completed").won.len(), 1);
+}
+
+#[tokio::test]
+async fn a_released_claim_spends_no_attempt() {
+    let (store, _, endpoint, ids) = waiting(1).await;
+    let claimed = claim(&store, endpoint, 1).await;
+    store.release(&[(ids[0], claimed[0].claim_gen)]).await.expect("released");
+    assert_eq!(state(&store, ids[0]).await, DeliveryState::Pending);
+    assert_eq!(claim(&store, endpoint, 1).await[0].attempt, 1);
+}
+
+#[tokio::test]
+async fn a_waiting_delivery_is_canceled_at_once_and_one_in_flight_after_its_attempt() {
+    let (store, _, endpoint, ids) = waiting(4).await;
+    store.cancel(ids[3]).await.expect("canceled");
+    assert_eq!(state(&store, ids[3]).await, DeliveryState::Canceled);
+    let claimed = claim(&store, endpoint, 3).await;
+    for id in &ids[..3] {
+        store.cancel(*id).await.expect("asked for");
+        assert_eq!(state(&store, *id).await, DeliveryState::InFlight);
+    }
+    let failed =
+        completion(&claimed[2], AttemptOutcome::HttpError, Settlement::Failed("HTTP 404: Not Found".to_owned()));
+    let all = [success(&claimed[0]), retry(&claimed[1]), failed];
+    assert_eq!(store.complete(&all).await.expect("completed").won.len(), 3);
+    assert_eq!(state(&store, ids[0]).await, DeliveryState::Succeeded);
+    for id in &ids[1..3] {
+        let record = store.delivery(*id).await.expect("read").expect("there");
+        assert_eq!((record.row.state, record.attempts.len()), (DeliveryState::Canceled, 1));
+        assert!(record.row.reason.expect("a reason").contains("cancel"));
+    }
+    assert!(matches!(store.cancel(ids[0]).await, Err(CancelRefused::Settled)));
+}
+
+#[tokio::test]
+async fn a_retry_starts_a_fresh_budget_and_attempt_numbers_go_on() {
+    let (store, _, endpoint, ids) = waiting(2).await;
+    assert!(matches!(store.retry(ids[0]).await, Err(RetryRefused::NotSettled)));
+    let claimed = claim(&store, endpoint, 1).await;
+    assert!(matches!(store.retry(ids[0]).await, Err(RetryRefused::NotSettled)));
+    let failed =
+        completion(&claimed[0], AttemptOutcome::HttpError, Settlement::Failed("HTTP 404: Not Found".to_owned()));
+    store.complete(&[failed]).await.expect("completed");
+    store.retry(ids[0]).await.expect("retried");
+    let again = claim(&store, endpoint, 10).await;
+    let again = again.iter().find(|one| one.id == ids[0]).expect("due at once");
+    assert_eq!((again.attempt, again.retries_spent), (2, 0));
+    assert!(again.claim_gen > claimed[0].claim_gen + 1, "the fence grows with the retry too");
+    store.complete(&[success(again)]).await.expect("completed");
+    assert!(matches!(store.retry(ids[0]).await, Err(RetryRefused::Succeeded)));
+    let unknown = DeliveryId::from_uuid(store.clock().new_uuid());
+    assert!(matches!(store.retry(unknown).await, Err(RetryRefused::NotFound)));
+}
+
+#[tokio::test]
+async fn a_deleted_endpoints_deliveries_are_canceled_and_cannot_be_retried() {
+    let (store, url, endpoint, ids) = waiting(3).await;
+    claim(&store, endpoint, 1).await;
+    assert_eq!(store.delete_endpoint(endpoint, Some(99)).await.expect("answered"), DeleteOutcome::VersionMoved);
+    assert_eq!(store.delete_endpoint(endpoint, None).await.expect("answered"), DeleteOutcome::Deleted);
+    assert_eq!(store.delete_endpoint(endpoint, None).await.expect("answered"), DeleteOutcome::NotFound);
+    assert_eq!(store.cancel_deleted(endpoint).await.expect("canceled"), 3, "two waiting, one in flight");
+    assert!(claim(&store, endpoint, 10).await.is_empty());
+    // The worker of the one in flight dies: its attempt is lost, and it ends canceled all the same.
+    lapse(&url).await;
+    assert_eq!(store.cancel_deleted(endpoint).await.expect("canceled"), 1);
+    for id in &ids {
+        assert_eq!(state(&store, *id).await, DeliveryState::Canceled);
+        assert!(matches!(store.retry(*id).await, Err(RetryRefused::EndpointDeleted)));
+    }
+    let record = store.delivery(ids[0]).await.expect("read").expect("there");
+    assert_eq!(record.attempts[0].outcome, Some(AttemptOutcome::Lost));
+}
+
+#[tokio::test]
+async fn the_sweep_finds_what_no_hint_told_of() {
+    let (store, url, endpoint, _) = waiting(2).await;
+    let other = register(&store, &["other"]).await;
+    assert_eq!(store.sweep().await.expect("swept").iter().map(|due| due.endpoint).collect::<Vec<_>>(), [endpoint]);
+    claim(&store, endpoint, 2).await;
+    assert!(store.sweep().await.expect("swept").is_empty(), "everything is held");
+    lapse(&url).await;
+    let found = store.sweep().await.expect("swept");
+    assert_eq!(found.iter().map(|due| due.endpoint).collect::<Vec<_>>(), [endpoint]);
+    assert!(!found.iter().any(|due| due.endpoint == other));
+}
+
+#[tokio::test]
+async fn the_timeline_is_read_exactly_once_whatever_commits_late() {
+    let url = support::database().await;
+    let store = Store::open(&support::config(url.clone())).await.expect("opens");
+    let start = store.timeline_cursor().await.expect("read");
+    let row = "insert into timeline (time, delivery_id, endpoint_id, event_id, kind, state, priority, attempt_count,
+                                     tenant, event_type)
+               values (now(), gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), 1, 1, 2, 0, 't', $1)";
+    let mut late = support::connection(&url).await;
+    sqlx::query("begin").execute(&mut late).await.expect("begun");
+    sqlx::query(row).bind("late").execute(&mut late).await.expect("inserted");
+    let mut early = support::connection(&url).await;
+    sqlx::query(row).bind("early").execute(&mut early).await.expect("inserted");
+    let types =
+        |events: &[hooklane::store::TimelineEvent]| events.iter().map(|e| e.event_type.clone()).collect::<Vec<_>>();
+    let (events, next) = store.timeline_since(&start).await.expect("read");
+    assert_eq!(types(&events), ["early"]);
+    sqlx::query("commit").execute(&mut late).await.expect("committed");
+    let (events, next) = store.timeline_since(&next).await.expect("read");
+    assert_eq!(types(&events), ["late"]);
+    let (events, _) = store.timeline_since(&next).await.expect("read");
+    assert!(events.is_empty());
+}
