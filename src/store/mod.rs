@@ -11,6 +11,8 @@ mod history;
 mod idempotency;
 mod operate;
 mod partitions;
+#[doc(hidden)]
+pub mod plans;
 mod pool;
 mod publish;
 mod queue;

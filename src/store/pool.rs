@@ -82,7 +82,6 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) async fn connect(config: &Config) -> Result<(PgPool, PgPool), ConnectError> {
     let options = PgConnectOptions::from_str(&config.database_url)
         .map_err(ConnectError::Url)?
-        .options(EVERY_CONNECTION)
         .statement_cache_capacity(64)
         .log_statements(tracing::log::LevelFilter::Trace)
         .log_slow_statements(tracing::log::LevelFilter::Debug, Duration::from_secs(1));
@@ -97,11 +96,16 @@ pub(super) async fn connect(config: &Config) -> Result<(PgPool, PgPool), Connect
             .max_lifetime(None)
     };
     // Readers' filters are mostly absent: planned for the values at hand, conditions on null fall away.
-    let for_readers = options.clone().options([("plan_cache_mode", "force_custom_plan")]);
+    let for_readers = options.clone().options(EVERY_CONNECTION).options([("plan_cache_mode", "force_custom_plan")]);
     let reader = pool(readers_max).connect_with(for_readers).await.map_err(connect_error)?;
     check_server(&reader).await?;
-    let engine = pool((config.connections_max - readers_max).max(3)).connect_lazy_with(options.options(ENGINE_PLANNER));
+    let engine = pool((config.connections_max - readers_max).max(3)).connect_lazy_with(for_engine(options));
     Ok((engine, reader))
+}
+
+/// The options of a connection whose plans are guarded.
+pub(super) fn for_engine(options: PgConnectOptions) -> PgConnectOptions {
+    options.options(EVERY_CONNECTION).options(ENGINE_PLANNER)
 }
 
 /// PgBouncer refuses start-up parameters it does not know (08P01), and only transaction pooling makes them unknowable.

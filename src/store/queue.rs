@@ -13,6 +13,7 @@ use sqlx::Row;
 use sqlx::postgres::PgRow;
 use sqlx::types::{Json, Uuid};
 
+pub(super) use self::complete::COMPLETE;
 pub use self::complete::{AttemptRecord, CANCELED_REASON, Completion, Settled, Settlement};
 use super::Store;
 use super::error::Result;
@@ -87,7 +88,7 @@ pub struct Claimed {
 /// claimed for a deleted or paused one. What was in flight and lapsed is recorded as LOST here.
 /// The update finds its rows by `outstanding_pkey` from an array: joined, an empty table's statistics would make it a
 /// scan.
-const CLAIM: &str = "
+pub(super) const CLAIM: &str = "
 with lanes as materialized (
   select l.endpoint_id, greatest(least(l.room, e.max_in_flight - l.in_flight), 0) as room, l.low_water, e.version,
          e.shown_url
@@ -129,13 +130,13 @@ select id, tenant, event_type, payload, content_type, idempotency_key, metadata
 from events where id = any($1) and id >= $2 and id <= $3";
 
 /// A HOT update: no indexed column changes.
-const RENEW: &str = "
+pub(super) const RENEW: &str = "
 update outstanding o set lease_until = now() + make_interval(secs => $3)
 where o.id = any($1::uuid[]) and o.claim_gen = ($2::int[])[array_position($1::uuid[], o.id)] and o.state = 2
 returning o.id";
 
 /// Hands claims back whose request never left: the attempt is not counted.
-const RELEASE: &str = "
+pub(super) const RELEASE: &str = "
 update outstanding o
 set state = case when o.attempt_count > 1 then 3 else 1 end, attempt_count = o.attempt_count - 1,
     lease_until = null, attempt_started_at = null, replica = null, claim_gen = o.claim_gen + 1
@@ -145,7 +146,7 @@ returning o.endpoint_id";
 
 /// Every endpoint with something that no worker holds, and when the first of it is due: a loose index scan over
 /// `outstanding_due`, one step an endpoint, whatever its backlog.
-const SWEEP: &str = "
+pub(super) const SWEEP: &str = "
 with recursive e as (
   (select endpoint_id from outstanding order by endpoint_id limit 1)
   union all

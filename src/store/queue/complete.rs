@@ -78,7 +78,7 @@ const BATCH_MAX: usize = 256;
 
 /// Locks the deliveries in id order (an index scan visits an array's values in order) by `outstanding_pkey`, then the
 /// endpoints' health in id order. `$1` are all ids, `$2` those that settle, `$3` those that are retried.
-const COMPLETE: &str = "
+pub(in crate::store) const COMPLETE: &str = "
 with settled as (
   delete from outstanding o
   where o.id = any($2::uuid[]) and o.claim_gen = ($4::int[])[array_position($1::uuid[], o.id)]

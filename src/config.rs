@@ -1,0 +1,327 @@
+//! Gathers every part's own `Config` from the settings: built-in defaults < TOML file < environment < flags.
+//!
+//! Every problem is reported, not the first alone, and nothing is bound or opened before all are solved.
+
+mod source;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+pub use self::source::{Flags, SettingProblems};
+use self::source::{Reader, Source};
+use crate::domain::address::EgressRules;
+use crate::{api, egress, engine, ops, store, telemetry};
+
+/// Which defaults hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Profile {
+    /// For production: nothing is allowed that a setting does not allow.
+    Serve,
+    /// For a developer's machine: everything on loopback, receivers there too.
+    Dev,
+    /// For a command that only needs the database.
+    Migrate,
+}
+
+/// Everything a replica is started with.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// What this replica does.
+    pub roles: Roles,
+    /// The gRPC edge.
+    pub api: api::Config,
+    /// The operations port.
+    pub ops: ops::Config,
+    /// The database.
+    pub store: store::Config,
+    /// The way out.
+    pub egress: egress::Config,
+    /// Delivering.
+    pub engine: engine::Config,
+    /// Logs.
+    pub telemetry: telemetry::Config,
+}
+
+/// What a replica does: either, or both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Roles {
+    /// Serves gRPC.
+    pub api: bool,
+    /// Delivers.
+    pub worker: bool,
+}
+
+/// Every setting that there is: its key in the file, and what it is for.
+pub(crate) const SETTINGS: &[Setting] = &[
+    Setting::new("auth", "none, api-key or mtls", Built::Yes),
+    Setting::new("database.connections", "connections to the database this replica opens at most", Built::Yes),
+    Setting::new("database.url", "the primary, postgres://…", Built::Yes).secret().env("DATABASE_URL"),
+    Setting::new("egress.allow_cidrs", "otherwise forbidden ranges that may be dialled, comma-separated", Built::Yes),
+    Setting::new("egress.allow_http", "plain http receivers", Built::Yes),
+    Setting::new("encryption.keys", "id:base64,…, the first encrypts", Built::No).secret(),
+    Setting::new("engine.in_flight_max", "requests under way at once in this replica, about", Built::Yes),
+    Setting::new("grpc.addr", "gRPC and gRPC-Web; port 0 picks one", Built::Yes),
+    Setting::new("grpc.reflection", "server reflection", Built::Yes),
+    Setting::new("limits.payload_bytes", "the largest payload of an event", Built::Yes),
+    Setting::new("log", "a tracing filter, such as info or hooklane=debug", Built::Yes),
+    Setting::new("log.format", "text or json", Built::Yes),
+    Setting::new("ops.addr", "/livez /readyz /health; port 0 picks one", Built::Yes),
+    Setting::new("queue.max_outstanding", "outstanding deliveries at most", Built::Yes),
+    Setting::new("queue.max_outstanding_per_endpoint", "outstanding deliveries of one endpoint at most", Built::Yes),
+    Setting::new("retention.dead_letters", "how long dead letters are kept", Built::No),
+    Setting::new("retention.failed", "how long failed deliveries are kept", Built::No),
+    Setting::new("retention.succeeded", "how long succeeded deliveries are kept", Built::No),
+    Setting::new("roles", "what this replica does: api, worker or both, comma-separated", Built::Yes),
+    Setting::new("shutdown.grace", "how long requests under way may go on after SIGTERM", Built::Yes),
+];
+
+/// One setting.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Setting {
+    pub(crate) key: &'static str,
+    /// What it is for.
+    pub(crate) purpose: &'static str,
+    built: Built,
+    is_secret: bool,
+    env: Option<&'static str>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Built {
+    Yes,
+    /// Setting it stops the start: nothing is accepted and ignored.
+    No,
+}
+
+impl Setting {
+    const fn new(key: &'static str, purpose: &'static str, built: Built) -> Self {
+        Self { key, purpose, built, is_secret: false, env: None }
+    }
+
+    const fn secret(self) -> Self {
+        Self { is_secret: true, ..self }
+    }
+
+    const fn env(self, name: &'static str) -> Self {
+        Self { env: Some(name), ..self }
+    }
+
+    /// Its name in the environment.
+    pub(crate) fn variable(&self) -> String {
+        self.env.map_or_else(|| format!("HOOKLANE_{}", self.key.replace('.', "_").to_uppercase()), str::to_owned)
+    }
+}
+
+impl Config {
+    /// Reads the settings of this process. `environment` holds its variables.
+    pub fn load(
+        profile: Profile,
+        flags: &Flags,
+        environment: BTreeMap<String, String>,
+    ) -> Result<Self, SettingProblems> {
+        let source = Source::gather(flags, environment)?;
+        let mut reader = Reader::new(source);
+        let config = Self::read(profile, &mut reader);
+        reader.finish(config)
+    }
+
+    /// `None` where a setting was refused. Everything is read before that is looked at, so that every problem shows.
+    fn read(profile: Profile, reader: &mut Reader) -> Option<Self> {
+        let is_dev = profile == Profile::Dev;
+        let loopback = if is_dev { "127.0.0.0/8,::1/128" } else { "" };
+        let allow_http = reader.get("egress.allow_http", if is_dev { "true" } else { "false" }, parse_bool);
+        let allow_cidrs = reader.get("egress.allow_cidrs", loopback, parse_cidrs);
+        let grpc_addr = reader.get("grpc.addr", "127.0.0.1:50051", parse_addr);
+        let auth = check_auth(profile, reader, grpc_addr);
+        let payload_bytes_max = reader.get("limits.payload_bytes", "262144", |text| parse_within(text, 1, 64 << 20));
+        let outstanding = |text: &str| parse_within(text, 1, 1_000_000_000);
+        let outstanding_max = reader.get("queue.max_outstanding", "10000000", outstanding);
+        let outstanding_per_endpoint_max = reader.get("queue.max_outstanding_per_endpoint", "1000000", outstanding);
+        let roles = reader.get("roles", "api,worker", parse_roles);
+        let reflection = reader.get("grpc.reflection", "true", parse_bool);
+        let ops_addr = reader.get("ops.addr", "127.0.0.1:9464", parse_addr);
+        let database_url = reader.get("database.url", "", |text| match text {
+            "" if !is_dev => Err("is not set; allowed is postgres://user:password@host:port/database".to_owned()),
+            _ => Ok(text.to_owned()),
+        });
+        let connections_max = reader.get("database.connections", "10", |text| parse_within(text, 5, 1_000));
+        let in_flight_max = reader.get("engine.in_flight_max", "16000", |text| parse_within(text, 1, 1_000_000));
+        let grace = reader.get("shutdown.grace", "30s", parse_span);
+        let filter = reader.get("log", "info", telemetry::parse_filter);
+        let format = reader.get("log.format", "text", telemetry::parse_format);
+        auth?;
+        let rules = EgressRules { allow_http: allow_http?, allow_cidrs: allow_cidrs? };
+        Some(Self {
+            roles: roles?,
+            api: api::Config {
+                grpc_addr: grpc_addr?,
+                payload_bytes_max: usize::try_from(payload_bytes_max?).ok()?,
+                egress_rules: rules.clone(),
+                reflection: reflection?,
+            },
+            ops: ops::Config { addr: ops_addr? },
+            store: store::Config {
+                database_url: database_url?,
+                connections_max: u32::try_from(connections_max?).ok()?,
+                replica: replica_name(),
+                limits: store::Limits {
+                    outstanding_max: outstanding_max?,
+                    outstanding_per_endpoint_max: outstanding_per_endpoint_max?,
+                },
+            },
+            egress: egress::Config { rules, user_agent: concat!("hooklane/", env!("CARGO_PKG_VERSION")).to_owned() },
+            engine: engine::Config {
+                in_flight_max: usize::try_from(in_flight_max?).ok()?,
+                grace: grace?,
+                ..engine::Config::default()
+            },
+            telemetry: telemetry::Config { filter: filter?, format: format? },
+        })
+    }
+}
+
+/// Until calls are authenticated, nobody but this machine may make them.
+fn check_auth(profile: Profile, reader: &mut Reader, grpc_addr: Option<SocketAddr>) -> Option<()> {
+    let default = if profile == Profile::Serve { "api-key" } else { "none" };
+    reader.get("auth", default, |text| match (text, grpc_addr) {
+        ("none", Some(addr)) if !addr.ip().is_loopback() => {
+            Err(format!("leaves {addr} open to everybody; without authentication only a loopback address is allowed"))
+        }
+        ("none", _) => Ok(()),
+        ("api-key" | "mtls", _) => Err("is not built yet; allowed is none, on a loopback address".to_owned()),
+        _ => Err("is not known; allowed are none, api-key and mtls".to_owned()),
+    })
+}
+
+fn parse_bool(text: &str) -> Result<bool, String> {
+    match text {
+        "true" | "1" | "on" | "yes" => Ok(true),
+        "false" | "0" | "off" | "no" => Ok(false),
+        _ => Err("is neither true nor false".to_owned()),
+    }
+}
+
+fn parse_addr(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "is not an address; allowed is IP:PORT, such as 127.0.0.1:50051".to_owned())
+}
+
+fn parse_cidrs(text: &str) -> Result<Vec<IpNet>, String> {
+    let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+    parts
+        .map(|part| part.parse().map_err(|_| format!("has {part}, which is no range; allowed is such as 10.0.0.0/8")))
+        .collect()
+}
+
+fn parse_roles(text: &str) -> Result<Roles, String> {
+    let mut roles = Roles { api: false, worker: false };
+    for part in text.split(',').map(str::trim) {
+        match part {
+            "api" => roles.api = true,
+            "worker" => roles.worker = true,
+            _ => return Err("is not a list of roles; allowed are api, worker and api,worker".to_owned()),
+        }
+    }
+    Ok(roles)
+}
+
+fn parse_within(text: &str, min: u64, max: u64) -> Result<u64, String> {
+    let number = text.parse().ok().filter(|number| (min..=max).contains(number));
+    number.ok_or_else(|| format!("is not a whole number from {min} to {max}"))
+}
+
+/// `250ms`, `30s`, `5m`, `24h`, `7d`.
+pub(crate) fn parse_span(text: &str) -> Result<Duration, String> {
+    let at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, unit) = text.split_at(at);
+    let millis = match unit {
+        "ms" => Some(1),
+        "s" => Some(1_000),
+        "m" => Some(60_000),
+        "h" => Some(3_600_000),
+        "d" => Some(86_400_000),
+        _ => None,
+    };
+    let span = digits.parse::<u64>().ok().zip(millis).and_then(|(count, unit)| count.checked_mul(unit));
+    span.map(Duration::from_millis).ok_or_else(|| "is not a span of time; allowed is such as 250ms, 30s, 5m, 24h, 7d".to_owned())
+}
+
+/// Names this process in attempts: the host, and something that no other process of it has.
+fn replica_name() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host: String = host.trim().chars().filter(char::is_ascii_graphic).take(64).collect();
+    let suffix: u32 = rand::random();
+    if host.is_empty() { format!("replica-{suffix:08x}") } else { format!("{host}-{suffix:08x}") }
+}
+
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(profile: Profile, variables: &[(&str, &str)]) -> Result<Config, SettingProblems> {
+        let environment = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        Config::load(profile, &Flags::default(), environment)
+    }
+
+    #[test]
+    fn dev_needs_no_setting() {
+        let config = load(Profile::Dev, &[]).expect("defaults");
+        assert!(config.egress.rules.allow_http && config.roles.api && config.roles.worker);
+        assert_eq!(config.api.payload_bytes_max, 262_144);
+    }
+
+    #[test]
+    fn serve_starts_without_authentication_on_loopback_alone() {
+        let database = ("DATABASE_URL", "postgres://localhost/hooklane");
+        let refused = |variables: &[(&str, &str)]| load(Profile::Serve, variables).expect_err("refused").to_string();
+        assert!(refused(&[database]).contains("HOOKLANE_AUTH"));
+        let outside = refused(&[database, ("HOOKLANE_AUTH", "none"), ("HOOKLANE_GRPC_ADDR", "0.0.0.0:1")]);
+        assert!(outside.contains("loopback"), "{outside}");
+        let config = load(Profile::Serve, &[database, ("HOOKLANE_AUTH", "none")]).expect("loopback");
+        assert!(!config.egress.rules.allow_http && config.egress.rules.allow_cidrs.is_empty());
+    }
+
+    #[test]
+    fn every_bad_setting_is_named_with_its_value_and_what_is_allowed() {
+        let problems = load(
+            Profile::Dev,
+            &[
+                ("HOOKLANE_GRPC_ADDR", "here"),
+                ("HOOKLANE_EGRESS_ALLOW_HTTP", "maybe"),
+                ("HOOKLANE_EGRESS_ALLOW_CIDRS", "10.0.0.0/8, nowhere"),
+                ("HOOKLANE_ROLES", "api,cook"),
+                ("HOOKLANE_LIMITS_PAYLOAD_BYTES", "0"),
+                ("HOOKLANE_SHUTDOWN_GRACE", "soon"),
+                ("HOOKLANE_LOG_FORMAT", "xml"),
+                ("HOOKLANE_RETENTION_FAILED", "30d"),
+                ("HOOKLANE_GRCP_ADDR", "127.0.0.1:1"),
+            ],
+        )
+        .expect_err("nine problems")
+        .to_string();
+        for part in [
+            "HOOKLANE_GRPC_ADDR", "here", "maybe", "nowhere", "api,cook", "from 1 to", "soon", "xml",
+            "HOOKLANE_RETENTION_FAILED", "not built yet", "HOOKLANE_GRCP_ADDR", "unknown",
+        ] {
+            assert!(problems.contains(part), "{part} in:\n{problems}");
+        }
+    }
+
+    #[test]
+    fn variables_that_kubernetes_sets_for_a_service_are_left_alone() {
+        load(Profile::Dev, &[("HOOKLANE_PORT_50051_TCP", "tcp://10.0.0.1:50051"), ("HOOKLANE_SERVICE_HOST", "10.0.0.1")])
+            .expect("not ours");
+    }
+
+    #[test]
+    fn spans_have_units() {
+        assert_eq!(parse_span("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(parse_span("7d"), Ok(Duration::from_secs(604_800)));
+        for bad in ["", "5", "s", "-1s", "1.5s", "99999999999999999999d"] {
+            assert!(parse_span(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! Where settings come from, and the reading of one with its problems collected.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use super::{Built, SETTINGS, Setting};
+
+/// The settings that have flags of their own.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct Flags {
+    /// A TOML file of settings; a key `section.key` of it is `HOOKLANE_SECTION_KEY` in the environment
+    #[arg(long, value_name = "FILE", env = "HOOKLANE_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Where gRPC and gRPC-Web are served; port 0 picks one [default: 127.0.0.1:50051]
+    #[arg(long, value_name = "ADDR")]
+    pub grpc_addr: Option<String>,
+    /// Where /livez, /readyz and /health are served; port 0 picks one [default: 127.0.0.1:9464]
+    #[arg(long, value_name = "ADDR")]
+    pub ops_addr: Option<String>,
+    /// What this replica does: api, worker or both [default: api,worker]
+    #[arg(long, value_name = "ROLES")]
+    pub roles: Option<String>,
+    /// The primary, postgres://user:password@host:port/database
+    #[arg(skip)]
+    pub database_url: Option<String>,
+}
+
+/// Everything that is wrong with the settings, one a line.
+#[derive(Debug, PartialEq, Eq)]
+pub struct SettingProblems(Vec<String>);
+
+impl std::error::Error for SettingProblems {}
+
+impl fmt::Display for SettingProblems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join("\n"))
+    }
+}
+
+/// What was set, by key.
+#[derive(Debug)]
+pub(super) struct Source {
+    values: HashMap<&'static str, Value>,
+    problems: Vec<String>,
+}
+
+#[derive(Debug)]
+struct Value {
+    text: String,
+    /// How whoever set it calls it.
+    name: String,
+}
+
+impl Source {
+    /// File, environment and flags, the later over the earlier. Fails where the file cannot be read at all.
+    pub(super) fn gather(flags: &Flags, environment: BTreeMap<String, String>) -> Result<Self, SettingProblems> {
+        let mut source = Self { values: HashMap::new(), problems: Vec::new() };
+        if let Some(path) = &flags.config {
+            source.add_file(path)?;
+        }
+        source.add_environment(environment);
+        for (key, flag, value) in [
+            ("grpc.addr", "--grpc-addr", &flags.grpc_addr),
+            ("ops.addr", "--ops-addr", &flags.ops_addr),
+            ("roles", "--roles", &flags.roles),
+            ("database.url", "--database-url", &flags.database_url),
+        ] {
+            if let Some(text) = value {
+                source.values.insert(key, Value { text: text.clone(), name: flag.to_owned() });
+            }
+        }
+        Ok(source)
+    }
+
+    fn add_file(&mut self, path: &Path) -> Result<(), SettingProblems> {
+        let problem = |words: String| SettingProblems(vec![format!("{}: {words}", path.display())]);
+        let text = std::fs::read_to_string(path).map_err(|error| problem(format!("cannot be read: {error}")))?;
+        let table: toml::Table = text.parse().map_err(|error| problem(format!("is not valid TOML: {error}")))?;
+        let mut found = Vec::new();
+        flatten("", &table, &mut found);
+        for (key, value) in found {
+            let name = format!("{key} in {}", path.display());
+            match (setting(&key), value) {
+                (None, _) => self.problems.push(format!("{name}: is an unknown setting")),
+                (Some(known), Some(text)) => self.add(known, name, text),
+                (Some(_), None) => self.problems.push(format!("{name}: is neither a text, a number, a truth value nor a list")),
+            }
+        }
+        Ok(())
+    }
+
+    fn add_environment(&mut self, environment: BTreeMap<String, String>) {
+        let by_variable: HashMap<String, &'static Setting> =
+            SETTINGS.iter().map(|setting| (setting.variable(), setting)).collect();
+        for (name, text) in environment {
+            if let Some(known) = by_variable.get(&name) {
+                self.add(known, name, text);
+            } else if let Some(known) =
+                name.strip_suffix("_FILE").and_then(|name| by_variable.get(name)).filter(|known| known.is_secret)
+            {
+                match std::fs::read_to_string(&text) {
+                    Ok(content) => self.add(known, name, content.trim_end().to_owned()),
+                    Err(error) => self.problems.push(format!("{name}: {text} cannot be read: {error}")),
+                }
+            } else if name.starts_with("HOOKLANE_") && !is_for_others(&name) {
+                self.problems.push(format!("{name}: is an unknown setting"));
+            }
+        }
+    }
+
+    fn add(&mut self, setting: &Setting, name: String, text: String) {
+        match setting.built {
+            Built::Yes => {
+                self.values.insert(setting.key, Value { text, name });
+            }
+            Built::No => self.problems.push(format!("{name}: {} is not built yet; leave it out", setting.purpose)),
+        }
+    }
+}
+
+fn setting(key: &str) -> Option<&'static Setting> {
+    SETTINGS.iter().find(|setting| setting.key == key)
+}
+
+/// Variables of our prefix that are no settings: of other commands, and those that Kubernetes sets in every pod for a
+/// service called hooklane.
+fn is_for_others(name: &str) -> bool {
+    ["HOOKLANE_CONFIG", "HOOKLANE_POSTGRES_BIN", "HOOKLANE_PORT"].contains(&name)
+        || ["HOOKLANE_LISTEN_", "HOOKLANE_PORT_", "HOOKLANE_SERVICE_"].iter().any(|prefix| name.starts_with(prefix))
+}
+
+/// A table's leaves as `section.key`; `None` for a value that no setting can have. A key's own value beside a table of
+/// the same name (`log` and `log.format`) is written `log.filter` in a file.
+fn flatten(prefix: &str, table: &toml::Table, found: &mut Vec<(String, Option<String>)>) {
+    for (name, value) in table {
+        let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+        let key = if key == "log.filter" { "log".to_owned() } else { key };
+        match value {
+            toml::Value::Table(inner) => flatten(&key, inner, found),
+            toml::Value::Array(items) => {
+                let texts: Option<Vec<String>> = items.iter().map(scalar).collect();
+                found.push((key, texts.map(|texts| texts.join(","))));
+            }
+            other => found.push((key, scalar(other))),
+        }
+    }
+}
+
+fn scalar(value: &toml::Value) -> Option<String> {
+    match value {
+        toml::Value::String(text) => Some(text.clone()),
+        toml::Value::Integer(number) => Some(number.to_string()),
+        toml::Value::Boolean(truth) => Some(truth.to_string()),
+        _ => None,
+    }
+}
+
+/// Reads settings one by one and remembers what is wrong with them.
+#[derive(Debug)]
+pub(super) struct Reader {
+    source: Source,
+}
+
+impl Reader {
+    pub(super) const fn new(source: Source) -> Self {
+        Self { source }
+    }
+
+    /// A setting's value, or `default`, which `parse` must accept. `None` where it is refused: its problem is reported at
+    /// the end, so what stands in for it never matters.
+    pub(super) fn get<T>(
+        &mut self,
+        key: &'static str,
+        default: &str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        debug_assert!(setting(key).is_some_and(|known| known.built == Built::Yes), "{key} is no built setting");
+        let (text, name) = match self.source.values.get(key) {
+            Some(value) => (value.text.clone(), value.name.clone()),
+            None => (default.to_owned(), setting(key).map(Setting::variable).unwrap_or_default()),
+        };
+        let is_secret = setting(key).is_some_and(|known| known.is_secret);
+        let refused = |problem| match is_secret || text.is_empty() {
+            true => format!("{name}: {problem}"),
+            false => format!("{name}: {text:?} {problem}"),
+        };
+        parse(&text).map_err(|problem| self.source.problems.push(refused(problem))).ok()
+    }
+
+    /// The configuration, unless anything was wrong.
+    pub(super) fn finish<T>(self, config: Option<T>) -> Result<T, SettingProblems> {
+        config.filter(|_| self.source.problems.is_empty()).ok_or(SettingProblems(self.source.problems))
+    }
+}

@@ -1,0 +1,42 @@
+//! The statements whose plans are guarded, for the test that explains them as the engine runs them. Not an interface.
+
+use std::str::FromStr;
+
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{ConnectOptions, PgConnection};
+
+use super::{pool, queue};
+
+/// A statement and the types of its parameters.
+#[derive(Debug, Clone, Copy)]
+pub struct Guarded {
+    /// What it does.
+    pub name: &'static str,
+    /// As it is executed.
+    pub sql: &'static str,
+    /// Of `$1` and so on, comma-separated.
+    pub types: &'static str,
+}
+
+/// See [`super::Store::claim`].
+pub const CLAIM: Guarded =
+    Guarded { name: "claim", sql: queue::CLAIM, types: "uuid[], int[], timestamptz[], float8, text, int[]" };
+/// See [`super::Store::complete`].
+pub const COMPLETE: Guarded = Guarded {
+    name: "complete",
+    sql: queue::COMPLETE,
+    types: "uuid[], uuid[], uuid[], int[], smallint[], int[], text[], bigint[], timestamptz[], bigint[], smallint[], \
+            int[], smallint[], boolean[], text[], text[], text[], bytea[], uuid[], float8[], float8[], int[], boolean[], \
+            boolean[], text",
+};
+/// See [`super::Store::renew`].
+pub const RENEW: Guarded = Guarded { name: "renew", sql: queue::RENEW, types: "uuid[], int[], float8" };
+/// See [`super::Store::release`].
+pub const RELEASE: Guarded = Guarded { name: "release", sql: queue::RELEASE, types: "uuid[], int[]" };
+/// See [`super::Store::sweep`].
+pub const SWEEP: Guarded = Guarded { name: "sweep", sql: queue::SWEEP, types: "" };
+
+/// A connection with the engine's settings.
+pub async fn connect(url: &str) -> sqlx::Result<PgConnection> {
+    pool::for_engine(PgConnectOptions::from_str(url)?).connect().await
+}
