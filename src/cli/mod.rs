@@ -1,3 +1,193 @@
-//! The commands, and what only they need. Nothing in the service itself uses this module.
+//! The command line: which commands there are, how they fail, and what they share.
+//!
+//! A command is a module with `Args` (clap) and `run(args)`. What a command does belongs into its module, not here.
 
+pub mod listen;
 pub mod postgres;
+
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::error::ErrorKind;
+use tokio::signal::unix::{SignalKind, signal};
+
+const LONG_ABOUT: &str = "\
+Hooklane delivers webhooks: it accepts events over gRPC, commits them to PostgreSQL, and sends each to every \
+endpoint that wants it, at least once, signed, retried, and visible live. One binary, one database, any number of \
+replicas.";
+
+const EXIT_CODES: &str = "\
+Exit codes:
+   0  done
+  64  bad usage or setting
+  69  the database is unavailable at start
+  70  an internal error
+  75  try again
+   1  anything else
+
+`hooklane help COMMAND` explains a command and shows examples.";
+
+/// The command line of `hooklane`.
+#[derive(clap::Parser)]
+#[command(name = "hooklane", version, about = "Webhook delivery over gRPC and PostgreSQL", long_about = LONG_ABOUT)]
+#[command(after_long_help = EXIT_CODES, arg_required_else_help = true, max_term_width = 120)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {
+    Listen(Box<listen::Args>),
+}
+
+impl Cli {
+    /// Runs the command to its end.
+    pub async fn run(self) -> Result<(), Failure> {
+        match self.command {
+            Command::Listen(args) => listen::run(*args).await,
+        }
+    }
+}
+
+/// Why a command did not do what was asked: an exit code and words for standard error.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    code: u8,
+    message: String,
+}
+
+impl Failure {
+    /// The command line or a setting is wrong (64).
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self { code: 64, message: message.into() }
+    }
+
+    /// The database cannot be reached at start (69).
+    pub fn unavailable(message: impl Into<String>) -> Self {
+        Self { code: 69, message: message.into() }
+    }
+
+    /// Something that should not happen did (70).
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self { code: 70, message: message.into() }
+    }
+
+    /// The same call may well succeed later (75).
+    pub fn try_again(message: impl Into<String>) -> Self {
+        Self { code: 75, message: message.into() }
+    }
+
+    /// Anything else (1).
+    pub fn other(message: impl Into<String>) -> Self {
+        Self { code: 1, message: message.into() }
+    }
+
+    /// The exit code.
+    pub const fn code(&self) -> u8 {
+        self.code
+    }
+
+    /// Tells the user, once, on standard error. A message without words (already told) stays untold.
+    pub fn report(&self) -> ExitCode {
+        if !self.message.is_empty() {
+            // Nobody is left to tell when standard error is closed.
+            let _ = writeln!(io::stderr(), "hooklane: {}", self.message.trim_end());
+        }
+        ExitCode::from(self.code)
+    }
+}
+
+/// Answers what clap stopped at: help and version on standard output are a success, all else is bad usage (64).
+pub fn explain(stop: &clap::Error) -> Result<(), Failure> {
+    if is_help(stop) {
+        // Nobody is left to tell when the output is closed.
+        let _ = stop.print();
+    }
+    judge(stop)
+}
+
+fn is_help(stop: &clap::Error) -> bool {
+    use ErrorKind::{DisplayHelp, DisplayHelpOnMissingArgumentOrSubcommand, DisplayVersion};
+    matches!(stop.kind(), DisplayHelp | DisplayVersion | DisplayHelpOnMissingArgumentOrSubcommand)
+}
+
+fn judge(stop: &clap::Error) -> Result<(), Failure> {
+    if !is_help(stop) {
+        let text = stop.render().to_string();
+        return Err(Failure::usage(text.strip_prefix("error: ").unwrap_or(&text)));
+    }
+    // Help that was not asked for has gone to standard error and says all there is to say.
+    if stop.use_stderr() { Err(Failure::usage("")) } else { Ok(()) }
+}
+
+/// Catches SIGINT and SIGTERM from this call on; the future ends with the first of them.
+pub fn interrupted() -> io::Result<impl Future<Output = ()> + Send> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => (),
+            _ = terminate.recv() => (),
+        }
+    })
+}
+
+/// Reads a span as people write it: `250ms`, `2s`, `1.5m`, `1h`, or `0`.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    const ALLOWED: &str = "is not a duration; allowed are a number and a unit: 250ms, 2s, 1m, 1h";
+    let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let number: f64 = number.parse().map_err(|_| ALLOWED.to_owned())?;
+    let seconds = match unit {
+        "ms" => number / 1_000.0,
+        "s" => number,
+        "m" => number * 60.0,
+        "h" => number * 3_600.0,
+        "" if number == 0.0 => 0.0,
+        _ => return Err(ALLOWED.to_owned()),
+    };
+    Duration::try_from_secs_f64(seconds).map_err(|_| ALLOWED.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory as _, Parser as _};
+
+    use super::*;
+
+    fn exit_code(line: &str) -> u8 {
+        match Cli::try_parse_from(line.split(' ')) {
+            Ok(_) => panic!("{line} was accepted"),
+            Err(stop) => judge(&stop).err().map_or(0, |failure| failure.code()),
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn bad_usage_exits_64_and_help_0() {
+        for line in ["hooklane", "hooklane nonsense", "hooklane listen --nonsense", "hooklane listen --status 99"] {
+            assert_eq!(exit_code(line), 64, "{line}");
+        }
+        for line in ["hooklane --help", "hooklane --version", "hooklane help listen", "hooklane listen --help"] {
+            assert_eq!(exit_code(line), 0, "{line}");
+        }
+    }
+
+    #[test]
+    fn durations_are_a_number_and_a_unit() {
+        for (text, millis) in [("250ms", 250), ("2s", 2_000), ("1m", 60_000), ("1.5h", 5_400_000), ("0", 0)] {
+            assert_eq!(parse_duration(text), Ok(Duration::from_millis(millis)), "{text}");
+        }
+        let endless = format!("{}h", "9".repeat(30));
+        for bad in ["", "s", "2", "2 s", "-1s", "1d", "1.2.3s", "infs", "é", &endless] {
+            assert!(parse_duration(bad).is_err(), "{bad}");
+        }
+    }
+}
