@@ -2,8 +2,11 @@
 //!
 //! A command is a module with `Args` (clap) and `run(args)`. What a command does belongs into its module, not here.
 
+pub mod dev;
 pub mod listen;
+pub mod migrate;
 pub mod postgres;
+pub mod serve;
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;
@@ -39,6 +42,9 @@ pub struct Cli {
 
 #[derive(clap::Subcommand)]
 enum Command {
+    Dev(Box<dev::Args>),
+    Serve(Box<serve::Args>),
+    Migrate(migrate::Args),
     Listen(Box<listen::Args>),
 }
 
@@ -46,6 +52,9 @@ impl Cli {
     /// Runs the command to its end.
     pub async fn run(self) -> Result<(), Failure> {
         match self.command {
+            Command::Dev(args) => dev::run(*args).await,
+            Command::Serve(args) => serve::run(*args).await,
+            Command::Migrate(args) => migrate::run(args).await,
             Command::Listen(args) => listen::run(*args).await,
         }
     }
@@ -121,6 +130,12 @@ fn judge(stop: &clap::Error) -> Result<(), Failure> {
     }
     // Help that was not asked for has gone to standard error and says all there is to say.
     if stop.use_stderr() { Err(Failure::usage("")) } else { Ok(()) }
+}
+
+/// Prints one line on standard output, at once even into a pipe.
+pub fn say(line: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{line}").and_then(|()| out.flush()).map_err(|error| Failure::other(format!("standard output: {error}")))
 }
 
 /// Catches SIGINT and SIGTERM from this call on; the future ends with the first of them.
