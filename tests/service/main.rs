@@ -2,5 +2,6 @@
 
 mod plans;
 mod publish;
+mod delivery;
 mod queue;
 mod support;
