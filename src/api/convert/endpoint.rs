@@ -1,0 +1,331 @@
+//! Endpoints between the contract's form and ours: what a caller decides, checked, and what everybody is shown.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::mask::Mask;
+use super::time::{from_duration, to_duration, to_timestamp};
+use super::{Violations, retry, undefined};
+use crate::api::proto;
+use crate::domain::Problem;
+use crate::domain::address::EgressRules;
+use crate::domain::endpoint::{
+    DESCRIPTION_BYTES_MAX, EVENT_TYPES_MAX, Endpoint, EndpointSpec, PayloadFormat, SecretInfo, SignatureScheme,
+    TIMEOUT_DEFAULT, parse_max_in_flight, parse_timeout,
+};
+use crate::domain::fields::{parse_key, parse_map, parse_text};
+use crate::domain::pattern::EventPattern;
+use crate::domain::retry::RetryPolicy;
+use crate::domain::url::EndpointUrl;
+
+/// The checked new values of an endpoint; `None` where a field is not to be changed, or is bad.
+#[derive(Debug)]
+pub(in crate::api) struct Patch {
+    url: Option<EndpointUrl>,
+    description: Option<String>,
+    event_types: Option<Vec<EventPattern>>,
+    signature_scheme: Option<SignatureScheme>,
+    payload_format: Option<PayloadFormat>,
+    retry_policy: Option<Option<RetryPolicy>>,
+    /// Parts of the policy to change, and the policy they are taken from.
+    retry_parts: Option<(Vec<&'static str>, proto::RetryPolicy)>,
+    timeout: Option<Duration>,
+    max_in_flight: Option<u32>,
+    labels: Option<BTreeMap<String, String>>,
+    external_id: Option<Option<String>>,
+}
+
+impl Patch {
+    /// Checks the fields that `mask` names. The patch is complete only where `violations` stays empty.
+    pub(in crate::api) fn parse(
+        given: &proto::Endpoint,
+        mask: &Mask,
+        rules: &EgressRules,
+        violations: &mut Violations,
+    ) -> Self {
+        refuse_unbuilt(given, mask, violations);
+        let v = violations;
+        let parts = mask.retry_parts();
+        Self {
+            url: masked(mask, "url", || v.take("endpoint.url", EndpointUrl::parse(&given.url, rules))),
+            description: masked(mask, "description", || {
+                v.take("endpoint.description", parse_text(given.description.clone(), DESCRIPTION_BYTES_MAX))
+            }),
+            event_types: masked(mask, "event_types", || {
+                v.take_all("endpoint.event_types", &given.event_types, EVENT_TYPES_MAX, EventPattern::parse)
+            }),
+            signature_scheme: masked(mask, "signature_scheme", || signature_scheme(given.signature_scheme, v)),
+            payload_format: masked(mask, "payload_format", || payload_format(given.payload_format, v)),
+            retry_policy: masked(mask, "retry_policy", || match &given.retry_policy {
+                None => Some(None),
+                Some(policy) => retry::from_proto(policy, v).map(Some),
+            }),
+            retry_parts: (!parts.is_empty()).then(|| (parts.to_vec(), given.retry_policy.clone().unwrap_or_default())),
+            timeout: masked(mask, "timeout", || {
+                let asked = given.timeout.as_ref().map_or(Ok(TIMEOUT_DEFAULT), from_duration);
+                v.take("endpoint.timeout", asked.and_then(parse_timeout))
+            }),
+            max_in_flight: masked(mask, "max_in_flight", || {
+                v.take("endpoint.max_in_flight", parse_max_in_flight(given.max_in_flight))
+            }),
+            labels: masked(mask, "labels", || v.take("endpoint.labels", parse_map(given.labels.clone()))),
+            external_id: masked(mask, "external_id", || v.take("endpoint.external_id", parse_key(&given.external_id))),
+        }
+    }
+
+    /// The scheme it sets.
+    pub(in crate::api) const fn signature_scheme(&self) -> Option<SignatureScheme> {
+        self.signature_scheme
+    }
+
+    /// A new endpoint's values: those of a patch of every field; `None` where one was bad.
+    pub(in crate::api) fn into_spec(self) -> Option<EndpointSpec> {
+        Some(EndpointSpec {
+            url: self.url?,
+            description: self.description?,
+            event_types: self.event_types?,
+            signature_scheme: self.signature_scheme?,
+            payload_format: self.payload_format?,
+            retry_policy: self.retry_policy?,
+            timeout: self.timeout?,
+            max_in_flight: self.max_in_flight?,
+            labels: self.labels?,
+            external_id: self.external_id?,
+        })
+    }
+
+    /// `base` with the patch's values. Merging parts of a policy may show that they do not fit together.
+    pub(in crate::api) fn apply(&self, base: &EndpointSpec, violations: &mut Violations) -> EndpointSpec {
+        let mut spec = base.clone();
+        replace(&mut spec.url, &self.url);
+        replace(&mut spec.description, &self.description);
+        replace(&mut spec.event_types, &self.event_types);
+        replace(&mut spec.signature_scheme, &self.signature_scheme);
+        replace(&mut spec.payload_format, &self.payload_format);
+        replace(&mut spec.retry_policy, &self.retry_policy);
+        replace(&mut spec.timeout, &self.timeout);
+        replace(&mut spec.max_in_flight, &self.max_in_flight);
+        replace(&mut spec.labels, &self.labels);
+        replace(&mut spec.external_id, &self.external_id);
+        if let Some((parts, given)) = &self.retry_parts {
+            let merged = retry::merge(base.retry_policy.as_ref(), given, parts);
+            spec.retry_policy = retry::from_proto(&merged, violations);
+        }
+        spec
+    }
+}
+
+fn masked<T>(mask: &Mask, field: &str, parse: impl FnOnce() -> Option<T>) -> Option<T> {
+    if mask.has(field) { parse() } else { None }
+}
+
+fn replace<T: Clone>(value: &mut T, new: &Option<T>) {
+    if let Some(new) = new {
+        value.clone_from(new);
+    }
+}
+
+fn refuse_unbuilt(given: &proto::Endpoint, mask: &Mask, violations: &mut Violations) {
+    let mut unbuilt = |field: &str, path: &'static str, is_set: bool| {
+        violations.unbuilt_if(is_set && mask.has(field), path);
+    };
+    unbuilt("filter", "endpoint.filter", !given.filter.is_empty());
+    unbuilt("headers", "endpoint.headers", !given.headers.is_empty());
+    unbuilt("event_retry_policies", "endpoint.event_retry_policies", !given.event_retry_policies.is_empty());
+    unbuilt("rate_limit", "endpoint.rate_limit", given.rate_limit.is_some());
+    unbuilt("circuit_breaker", "endpoint.circuit_breaker", given.circuit_breaker.is_some());
+    unbuilt("disable_policy", "endpoint.disable_policy", given.disable_policy.is_some());
+    unbuilt("ca_pem", "endpoint.ca_pem", !given.ca_pem.is_empty());
+    unbuilt("client_certificate_pem", "endpoint.client_certificate_pem", !given.client_certificate_pem.is_empty());
+    unbuilt("client_key_pem", "endpoint.client_key_pem", !given.client_key_pem.is_empty());
+    if mask.has("ordering") {
+        match proto::Ordering::try_from(given.ordering) {
+            Ok(proto::Ordering::Unspecified | proto::Ordering::Unordered) => {}
+            Ok(_) => violations.unbuilt("endpoint.ordering"),
+            Err(_) => violations.invalid("endpoint.ordering", undefined(given.ordering)),
+        }
+    }
+    if mask.has("ordering_on_failure") {
+        match proto::OrderingOnFailure::try_from(given.ordering_on_failure) {
+            Ok(proto::OrderingOnFailure::Unspecified) => {}
+            Ok(_) => violations.unbuilt("endpoint.ordering_on_failure"),
+            Err(_) => violations.invalid("endpoint.ordering_on_failure", undefined(given.ordering_on_failure)),
+        }
+    }
+}
+
+fn signature_scheme(number: i32, violations: &mut Violations) -> Option<SignatureScheme> {
+    use proto::SignatureScheme as Asked;
+    match Asked::try_from(number) {
+        Ok(Asked::Unspecified | Asked::Timestamped) => return Some(SignatureScheme::Timestamped),
+        Ok(Asked::StandardWebhooks) => return Some(SignatureScheme::StandardWebhooks),
+        Ok(_) => violations.unbuilt("endpoint.signature_scheme"),
+        Err(_) => violations.invalid("endpoint.signature_scheme", undefined(number)),
+    }
+    None
+}
+
+fn payload_format(number: i32, violations: &mut Violations) -> Option<PayloadFormat> {
+    use proto::PayloadFormat as Asked;
+    match Asked::try_from(number) {
+        Ok(Asked::Unspecified | Asked::Envelope) => return Some(PayloadFormat::Envelope),
+        Ok(Asked::Raw) => return Some(PayloadFormat::Raw),
+        Ok(_) => violations.unbuilt("endpoint.payload_format"),
+        Err(_) => violations.invalid("endpoint.payload_format", undefined(number)),
+    }
+    None
+}
+
+/// The version that an etag names. One that is none of ours is the current version of nothing.
+pub(in crate::api) fn version_of(etag: &str) -> Option<i64> {
+    const NO_VERSION: i64 = -1;
+    (!etag.is_empty()).then(|| etag.parse().unwrap_or(NO_VERSION))
+}
+
+/// The problem of a secret that the wanted scheme cannot sign with.
+pub(in crate::api) fn secret_does_not_fit() -> Problem {
+    Problem::new(
+        "cannot be changed to this scheme: the endpoint's secret is not of the form whsec_ and base64 of 24 to 64 bytes",
+    )
+}
+
+/// An endpoint as callers see it, with the values that are in effect.
+pub(in crate::api) fn to_proto(endpoint: Endpoint) -> proto::Endpoint {
+    let Endpoint { id, tenant, spec, state, version, create_time, update_time, health, secrets } = endpoint;
+    proto::Endpoint {
+        id: id.to_string(),
+        tenant: tenant.to_string(),
+        url: spec.url.as_str().to_owned(),
+        description: spec.description,
+        event_types: spec.event_types.iter().map(EventPattern::to_string).collect(),
+        signature_scheme: i32::from(spec.signature_scheme.number()),
+        payload_format: i32::from(spec.payload_format.number()),
+        retry_policy: spec.retry_policy.as_ref().map(retry::to_proto),
+        timeout: Some(to_duration(spec.timeout)),
+        max_in_flight: spec.max_in_flight,
+        ordering: proto::Ordering::Unordered.into(),
+        labels: spec.labels.into_iter().collect(),
+        external_id: spec.external_id.unwrap_or_default(),
+        state: i32::from(state.number()),
+        circuit_state: proto::CircuitState::Closed.into(),
+        health_score: health.score,
+        consecutive_failures: health.consecutive_failures,
+        last_success_time: health.last_success_time.map(to_timestamp),
+        last_failure_time: health.last_failure_time.map(to_timestamp),
+        secrets: secrets.into_iter().map(secret_info).collect(),
+        create_time: Some(to_timestamp(create_time)),
+        update_time: Some(to_timestamp(update_time)),
+        etag: version.to_string(),
+        ..proto::Endpoint::default()
+    }
+}
+
+fn secret_info(info: SecretInfo) -> proto::SecretInfo {
+    proto::SecretInfo {
+        version: info.version,
+        create_time: Some(to_timestamp(info.create_time)),
+        expire_time: info.expire_time.map(to_timestamp),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::Code;
+
+    use super::super::tests::refused;
+    use super::*;
+
+    fn given() -> proto::Endpoint {
+        proto::Endpoint { url: "https://example.com/hooks".to_owned(), ..proto::Endpoint::default() }
+    }
+
+    fn register(given: &proto::Endpoint) -> Result<EndpointSpec, (Code, Vec<String>)> {
+        let mut violations = Violations::new();
+        let patch = Patch::parse(given, &Mask::all(), &EgressRules::default(), &mut violations);
+        match patch.into_spec() {
+            Some(spec) if violations.is_empty() => Ok(spec),
+            _ => Err(refused(&violations.into_status())),
+        }
+    }
+
+    #[test]
+    fn what_is_left_out_has_the_documented_default() {
+        let spec = register(&given()).expect("valid");
+        assert_eq!(spec.timeout, Duration::from_secs(30));
+        assert_eq!(spec.max_in_flight, 64);
+        assert_eq!(spec.signature_scheme, SignatureScheme::Timestamped);
+        assert_eq!(spec.payload_format, PayloadFormat::Envelope);
+        assert_eq!((spec.retry_policy, spec.external_id), (None, None));
+    }
+
+    #[test]
+    fn every_bad_field_is_named() {
+        let bad = proto::Endpoint {
+            url: "http://10.0.0.1".to_owned(),
+            description: "x".repeat(2_000),
+            event_types: vec!["ok".to_owned(), "a b".to_owned(), "c*".to_owned()],
+            signature_scheme: 99,
+            timeout: Some(prost_types::Duration { seconds: 301, nanos: 0 }),
+            max_in_flight: 2_000,
+            ordering: -1,
+            filter: "unbuilt, but what is bad comes first".to_owned(),
+            ..given()
+        };
+        let (code, mut paths) = register(&bad).expect_err("bad");
+        paths.sort();
+        assert_eq!(code, Code::InvalidArgument);
+        let names = ["description", "event_types[1]", "event_types[2]", "max_in_flight", "ordering"];
+        let expected: Vec<String> = names
+            .iter()
+            .chain(&["signature_scheme", "timeout", "url"])
+            .map(|name| format!("endpoint.{name}"))
+            .collect();
+        assert_eq!(paths, expected);
+    }
+
+    #[test]
+    fn what_is_not_built_is_refused_by_name() {
+        let cases: [(&str, fn(&mut proto::Endpoint)); 14] = [
+            ("filter", |e| e.filter = "true".to_owned()),
+            ("headers", |e| e.headers = [("a".to_owned(), "b".to_owned())].into()),
+            ("event_retry_policies", |e| e.event_retry_policies.push(proto::EventRetryPolicy::default())),
+            ("rate_limit", |e| e.rate_limit = Some(proto::RateLimit::default())),
+            ("ordering", |e| e.ordering = 2),
+            ("ordering_on_failure", |e| e.ordering_on_failure = 1),
+            ("circuit_breaker", |e| e.circuit_breaker = Some(proto::CircuitBreaker::default())),
+            ("disable_policy", |e| e.disable_policy = Some(proto::DisablePolicy::default())),
+            ("ca_pem", |e| e.ca_pem = "x".to_owned()),
+            ("client_certificate_pem", |e| e.client_certificate_pem = "x".to_owned()),
+            ("client_key_pem", |e| e.client_key_pem = "x".to_owned()),
+            ("signature_scheme", |e| e.signature_scheme = 4),
+            ("payload_format", |e| e.payload_format = 3),
+            ("retry_policy.schedule", |e| {
+                let schedule = proto::retry_policy::Backoff::Schedule(proto::BackoffSchedule::default());
+                e.retry_policy = Some(proto::RetryPolicy { backoff: Some(schedule), ..proto::RetryPolicy::default() });
+            }),
+        ];
+        for (field, set) in cases {
+            let mut endpoint = given();
+            set(&mut endpoint);
+            assert_eq!(register(&endpoint), Err((Code::Unimplemented, vec![format!("endpoint.{field}")])));
+        }
+    }
+
+    #[test]
+    fn an_update_changes_what_its_mask_names() {
+        let base = register(&given()).expect("valid");
+        let update =
+            proto::Endpoint { description: "new".to_owned(), max_in_flight: 7, filter: "x".to_owned(), ..given() };
+        let mut violations = Violations::new();
+        let mask = Mask::parse(&["max_in_flight".to_owned()], &update, &mut violations);
+        let patch = Patch::parse(&update, &mask, &EgressRules::default(), &mut violations);
+        let changed = patch.apply(&base, &mut violations);
+        assert!(violations.is_empty());
+        assert_eq!(changed, EndpointSpec { max_in_flight: 7, ..base });
+    }
+
+    #[test]
+    fn a_foreign_etag_is_no_version() {
+        assert_eq!([version_of(""), version_of("12"), version_of("x")], [None, Some(12), Some(-1)]);
+    }
+}

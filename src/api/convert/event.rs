@@ -1,0 +1,251 @@
+//! Published events between the contract's form and ours. On the hot path: the payload is never copied.
+
+use std::collections::HashSet;
+
+use bytes::Bytes;
+use serde::de::IgnoredAny;
+use tonic::Status;
+
+use super::Violations;
+use super::time::to_timestamp;
+use super::undefined;
+use crate::api::proto::publish_request::Body;
+use crate::api::{proto, status};
+use crate::domain::Problem;
+use crate::domain::event::{Event, NewEvent};
+use crate::domain::fields::{ContentType, Tenant, parse_key, parse_map};
+use crate::domain::id::EndpointId;
+use crate::domain::pattern::EventType;
+
+/// How many endpoints one event may name.
+const ENDPOINT_IDS_MAX: usize = 1_000;
+/// How deep JSON may be nested: what common parsers of receivers take.
+const JSON_DEPTH_MAX: usize = 128;
+
+/// Checks an event that a caller wants published.
+pub(in crate::api) fn from_proto(
+    request: proto::PublishRequest,
+    payload_bytes_max: usize,
+    mut v: Violations,
+) -> Result<NewEvent, Status> {
+    refuse_unbuilt(&request, &mut v);
+    let tenant = v.take("tenant", Tenant::parse(&request.tenant));
+    let event_type = v.take("event_type", EventType::parse(&request.event_type));
+    let content_type = v.take("content_type", ContentType::parse(&request.content_type));
+    let idempotency_key = v.take("idempotency_key", parse_key(&request.idempotency_key));
+    let metadata = v.take("metadata", parse_map(request.metadata));
+    let endpoint_ids = if request.endpoint_ids.is_empty() {
+        Some(Vec::new())
+    } else {
+        v.take_all("endpoint_ids", &request.endpoint_ids, ENDPOINT_IDS_MAX, str::parse::<EndpointId>)
+    };
+    let (path, payload) = match request.body {
+        Some(Body::Payload(bytes)) => ("payload", bytes),
+        Some(Body::PayloadText(text)) => ("payload_text", Bytes::from(text)),
+        None => ("payload", Bytes::new()),
+    };
+    if payload.len() > payload_bytes_max {
+        return Err(status::payload_too_large(payload.len(), payload_bytes_max));
+    }
+    if content_type.as_ref().is_some_and(ContentType::is_json) {
+        v.take(path, check_json(&payload));
+    }
+    match (tenant, event_type, content_type, idempotency_key, metadata, endpoint_ids) {
+        (
+            Some(tenant),
+            Some(event_type),
+            Some(content_type),
+            Some(idempotency_key),
+            Some(metadata),
+            Some(mut endpoint_ids),
+        ) if v.is_empty() => {
+            drop_duplicates(&mut endpoint_ids);
+            Ok(NewEvent { tenant, event_type, payload, content_type, idempotency_key, metadata, endpoint_ids })
+        }
+        _ => Err(v.into_status()),
+    }
+}
+
+fn refuse_unbuilt(request: &proto::PublishRequest, violations: &mut Violations) {
+    violations.unbuilt_if(request.inline_endpoint.is_some(), "inline_endpoint");
+    violations.unbuilt_if(!request.ordering_key.is_empty(), "ordering_key");
+    violations.unbuilt_if(request.deliver_time.is_some(), "deliver_time");
+    violations.unbuilt_if(request.expire_time.is_some(), "expire_time");
+    match proto::Priority::try_from(request.priority) {
+        Ok(proto::Priority::Unspecified | proto::Priority::Normal) => {}
+        Ok(proto::Priority::High | proto::Priority::Low) => violations.unbuilt("priority"),
+        Err(_) => violations.invalid("priority", undefined(request.priority)),
+    }
+}
+
+/// Drops repeated endpoints, in the order they were named.
+fn drop_duplicates(ids: &mut Vec<EndpointId>) {
+    if ids.len() > 1 {
+        let mut seen = HashSet::with_capacity(ids.len());
+        ids.retain(|id| seen.insert(*id));
+    }
+}
+
+/// Checks that the bytes are one JSON text in UTF-8 (RFC 8259), nested no deeper than receivers can be expected to read.
+fn check_json(payload: &[u8]) -> Result<(), Problem> {
+    if payload.is_empty() {
+        return Err(Problem::new("is empty, which is not JSON; allowed is a JSON text, or another content_type"));
+    }
+    // The parser skips strings without looking at their encoding.
+    let text = std::str::from_utf8(payload)
+        .map_err(|error| Problem::new(format!("is not JSON: byte {} is not UTF-8", error.valid_up_to())))?;
+    serde_json::from_str::<IgnoredAny>(text).map_err(|error| Problem::new(format!("is not JSON: {error}")))?;
+    if is_deeper_than(JSON_DEPTH_MAX, payload) {
+        return Err(Problem::new(format!(
+            "is nested deeper than {JSON_DEPTH_MAX} levels, which receivers cannot read"
+        )));
+    }
+    Ok(())
+}
+
+/// Whether well-formed JSON has more than `max` arrays and objects around a value.
+fn is_deeper_than(max: usize, json: &[u8]) -> bool {
+    // Nearly every payload has fewer brackets than levels are allowed; counting them is a fraction of reading strings.
+    if json.iter().filter(|byte| matches!(byte, b'[' | b'{')).count() <= max {
+        return false;
+    }
+    let (mut depth, mut is_in_string, mut is_escaped) = (0_usize, false, false);
+    for byte in json {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' if is_in_string => is_escaped = true,
+            b'"' => is_in_string = !is_in_string,
+            _ if is_in_string => {}
+            b'[' | b'{' => {
+                depth += 1;
+                if depth > max {
+                    return true;
+                }
+            }
+            b']' | b'}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    false
+}
+
+/// An event as callers see it, payload included.
+pub(in crate::api) fn to_proto(event: Event) -> proto::Event {
+    proto::Event {
+        id: event.id.to_string(),
+        tenant: event.tenant.to_string(),
+        event_type: event.event_type.to_string(),
+        payload: event.payload,
+        content_type: event.content_type.as_str().to_owned(),
+        idempotency_key: event.idempotency_key.unwrap_or_default(),
+        priority: proto::Priority::Normal.into(),
+        metadata: event.metadata.into_iter().collect(),
+        create_time: Some(to_timestamp(event.id.time())),
+        ..proto::Event::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::Code;
+    use tonic_types::StatusExt;
+
+    use super::super::tests::refused;
+    use super::*;
+
+    fn request(payload: &'static str) -> proto::PublishRequest {
+        proto::PublishRequest {
+            event_type: "order.created".to_owned(),
+            body: Some(Body::Payload(Bytes::from_static(payload.as_bytes()))),
+            ..proto::PublishRequest::default()
+        }
+    }
+
+    fn parse(request: proto::PublishRequest) -> Result<NewEvent, Status> {
+        from_proto(request, 1_000, Violations::new())
+    }
+
+    #[test]
+    fn a_plain_event_has_the_documented_defaults_and_its_own_bytes() {
+        let payload = Bytes::from_static(b"{}");
+        let body = Some(Body::Payload(payload.clone()));
+        let event = parse(proto::PublishRequest { body, ..request("") }).expect("valid");
+        assert_eq!(event.payload.as_ptr(), payload.as_ptr());
+        assert_eq!((event.tenant.as_str(), event.content_type.as_str()), ("default", "application/json"));
+        let text = parse(proto::PublishRequest { body: Some(Body::PayloadText("{}".to_owned())), ..request("") });
+        assert_eq!(text.expect("valid").payload, payload);
+    }
+
+    #[test]
+    fn every_bad_field_is_named() {
+        let bad = proto::PublishRequest {
+            tenant: "a b".to_owned(),
+            event_type: "hooklane.mine".to_owned(),
+            content_type: "json".to_owned(),
+            idempotency_key: "ä".to_owned(),
+            endpoint_ids: vec!["ep_01h455vb4pex5vsknk084sn02q".to_owned(), "x".to_owned()],
+            priority: 9,
+            metadata: [(String::new(), String::new())].into(),
+            ..request("{}")
+        };
+        let (code, mut paths) = refused(&parse(bad).expect_err("bad"));
+        paths.sort();
+        assert_eq!(code, Code::InvalidArgument);
+        let expected =
+            ["content_type", "endpoint_ids[1]", "event_type", "idempotency_key", "metadata", "priority", "tenant"];
+        assert_eq!(paths, expected);
+    }
+
+    #[test]
+    fn what_is_not_built_is_refused_by_name() {
+        let cases: [(&str, fn(&mut proto::PublishRequest)); 6] = [
+            ("inline_endpoint", |r| r.inline_endpoint = Some(proto::InlineEndpoint::default())),
+            ("ordering_key", |r| r.ordering_key = "k".to_owned()),
+            ("deliver_time", |r| r.deliver_time = Some(prost_types::Timestamp::default())),
+            ("expire_time", |r| r.expire_time = Some(prost_types::Timestamp::default())),
+            ("priority", |r| r.priority = 1),
+            ("priority", |r| r.priority = 3),
+        ];
+        for (field, set) in cases {
+            let mut asked = request("{}");
+            set(&mut asked);
+            assert_eq!(refused(&parse(asked).expect_err(field)), (Code::Unimplemented, vec![field.to_owned()]));
+        }
+        assert!(parse(proto::PublishRequest { priority: 2, ..request("{}") }).is_ok());
+    }
+
+    #[test]
+    fn json_is_checked_where_the_content_type_says_so() {
+        let deep = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
+        let brackets_in_a_string = format!("[\"\\\"{}\"]", "[".repeat(500));
+        for good in ["1", "null", r#"{"a":"\ud800"}"#, " [1.5e3] ", &deep(128), &brackets_in_a_string] {
+            assert_eq!(check_json(good.as_bytes()), Ok(()), "{good}");
+        }
+        for bad in ["", " ", "{", "{}x", "{} {}", "NaN", "{'a':1}", "\u{feff}{}", "\"a\nb\"", &deep(129), &deep(5_000)]
+        {
+            assert!(check_json(bad.as_bytes()).is_err(), "{bad}");
+        }
+        assert!(check_json(b"\"\xff\"").is_err());
+        let text = |payload| proto::PublishRequest { content_type: "text/plain".to_owned(), ..request(payload) };
+        assert!(parse(text("{")).is_ok());
+        assert!(parse(proto::PublishRequest { body: None, ..text("") }).is_ok_and(|event| event.payload.is_empty()));
+        let unset = parse(proto::PublishRequest { body: None, ..request("") }).expect_err("no JSON");
+        assert_eq!(refused(&unset).1, ["payload"]);
+    }
+
+    #[test]
+    fn a_payload_over_the_limit_is_refused_with_its_own_code() {
+        let large = Body::Payload(Bytes::from(vec![b'1'; 1_001]));
+        let status = parse(proto::PublishRequest { body: Some(large), ..request("") }).expect_err("too large");
+        assert_eq!(status.code(), Code::ResourceExhausted);
+        assert_eq!(status.get_details_error_info().map(|info| info.reason).as_deref(), Some("PAYLOAD_TOO_LARGE"));
+    }
+
+    #[test]
+    fn repeated_endpoints_count_once() {
+        let ids = ["ep_01h455vb4pex5vsknk084sn02q", "ep_01h455vb4pex5vsknk084sn02r", "ep_01h455vb4pex5vsknk084sn02q"];
+        let named = proto::PublishRequest { endpoint_ids: ids.map(str::to_owned).to_vec(), ..request("1") };
+        let event = parse(named).expect("valid");
+        assert_eq!(event.endpoint_ids.iter().map(EndpointId::to_string).collect::<Vec<_>>(), ids[..2]);
+    }
+}

@@ -1,0 +1,203 @@
+//! The contract's messages to domain values and back. Nothing here asks the database or a clock.
+//!
+//! A request is checked to its end: [`Violations`] gathers every bad field before the call is refused.
+
+pub(super) mod delivery;
+pub(super) mod endpoint;
+pub(super) mod event;
+pub(super) mod mask;
+pub(super) mod retry;
+pub(super) mod time;
+
+use std::borrow::Cow;
+
+use tonic::Status;
+
+use super::status;
+use crate::domain::Problem;
+use crate::domain::fields::Tenant;
+use crate::domain::pattern::EventPattern;
+
+/// The bad fields of one request, and those that are not built yet.
+#[derive(Debug, Default)]
+pub(super) struct Violations {
+    /// The place in a batch, which every path then begins with.
+    request: Option<usize>,
+    invalid: Vec<(String, String)>,
+    unbuilt: Vec<String>,
+}
+
+impl Violations {
+    /// No violation yet.
+    pub(super) fn new() -> Self {
+        Self::default()
+    }
+
+    /// For one request of a batch: its paths begin with `requests[n].`.
+    pub(super) fn of_request(place: usize) -> Self {
+        Self { request: Some(place), ..Self::default() }
+    }
+
+    /// Notes a bad field.
+    pub(super) fn invalid(&mut self, path: impl Into<Cow<'static, str>>, problem: Problem) {
+        let path = self.path(path.into());
+        self.invalid.push((path, problem.to_string()));
+    }
+
+    /// Notes a field that is set and not built yet.
+    pub(super) fn unbuilt(&mut self, path: impl Into<Cow<'static, str>>) {
+        let path = self.path(path.into());
+        self.unbuilt.push(path);
+    }
+
+    /// Notes a field as not built yet, if it is set.
+    pub(super) fn unbuilt_if(&mut self, is_set: bool, path: &'static str) {
+        if is_set {
+            self.unbuilt(path);
+        }
+    }
+
+    /// The value of a field, or `None` with its problem noted.
+    pub(super) fn take<T>(&mut self, path: &'static str, parsed: Result<T, Problem>) -> Option<T> {
+        parsed.map_err(|problem| self.invalid(path, problem)).ok()
+    }
+
+    /// The values of a repeated field, at most `max`; `None` where one of them is bad.
+    pub(super) fn take_all<S: AsRef<str>, T>(
+        &mut self,
+        path: &'static str,
+        texts: &[S],
+        max: usize,
+        parse: impl Fn(&str) -> Result<T, Problem>,
+    ) -> Option<Vec<T>> {
+        if texts.len() > max {
+            self.invalid(path, Problem::new(format!("has {} entries; allowed are {max}", texts.len())));
+            return None;
+        }
+        let mut values = Vec::with_capacity(texts.len());
+        for (place, text) in texts.iter().enumerate() {
+            match parse(text.as_ref()) {
+                Ok(value) => values.push(value),
+                Err(problem) => self.invalid(format!("{path}[{place}]"), problem),
+            }
+        }
+        (values.len() == texts.len()).then_some(values)
+    }
+
+    /// Values of an enum in a filter, where UNSPECIFIED and undefined numbers are bad.
+    pub(super) fn take_enums<T>(
+        &mut self,
+        path: &'static str,
+        numbers: &[i32],
+        from_number: impl Fn(i16) -> Option<T>,
+    ) -> Option<Vec<T>> {
+        if numbers.len() > FILTER_VALUES_MAX {
+            self.invalid(path, Problem::new(format!("has {} entries; allowed are {FILTER_VALUES_MAX}", numbers.len())));
+            return None;
+        }
+        let mut values = Vec::with_capacity(numbers.len());
+        for (place, number) in numbers.iter().enumerate() {
+            match i16::try_from(*number).ok().and_then(&from_number) {
+                Some(value) => values.push(value),
+                None => self.invalid(format!("{path}[{place}]"), undefined(*number)),
+            }
+        }
+        (values.len() == numbers.len()).then_some(values)
+    }
+
+    /// Whether nothing was noted.
+    pub(super) const fn is_empty(&self) -> bool {
+        self.invalid.is_empty() && self.unbuilt.is_empty()
+    }
+
+    /// The status of a request with at least one violation. What is wrong comes before what is missing here.
+    pub(super) fn into_status(self) -> Status {
+        if self.invalid.is_empty() {
+            status::unbuilt_fields(self.unbuilt)
+        } else {
+            status::invalid_fields(self.invalid)
+        }
+    }
+
+    fn path(&self, path: Cow<'static, str>) -> String {
+        match self.request {
+            Some(place) => format!("requests[{place}].{path}"),
+            None => path.into_owned(),
+        }
+    }
+}
+
+/// How many values a filter may list, other than patterns.
+pub(super) const FILTER_VALUES_MAX: usize = 1_000;
+/// How many patterns a filter may list.
+pub(super) const FILTER_PATTERNS_MAX: usize = 100;
+
+/// The problem of an enum's number that the contract does not define, or that means nothing here.
+pub(super) fn undefined(number: i32) -> Problem {
+    Problem::new(format!("is {number}, which is no value of this enum that is allowed here"))
+}
+
+/// The one field of a request that has only one.
+pub(super) fn sole<T>(path: &'static str, parsed: Result<T, Problem>) -> Result<T, Status> {
+    parsed.map_err(|problem| status::invalid_fields(vec![(path.to_owned(), problem.to_string())]))
+}
+
+/// Whose things a list or stream shows: `*` means everybody's, as `None`.
+pub(super) fn tenants(text: &str) -> Result<Option<Tenant>, Problem> {
+    if text == "*" { Ok(None) } else { Tenant::parse(text).map(Some) }
+}
+
+/// An id in a filter, where empty means none.
+pub(super) fn optional_id<T: std::str::FromStr<Err = Problem>>(text: &str) -> Result<Option<T>, Problem> {
+    if text.is_empty() { Ok(None) } else { text.parse().map(Some) }
+}
+
+/// An event type in a filter, where empty means none; operational ones may be asked for.
+pub(super) fn optional_event_type(text: &str) -> Result<Option<String>, Problem> {
+    match EventPattern::parse(text) {
+        _ if text.is_empty() => Ok(None),
+        Ok(EventPattern::Exactly(event_type)) => Ok(Some(event_type)),
+        _ => Err(Problem::new("is not an event type; allowed are 1 to 128 characters of [a-zA-Z0-9._-]")),
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use tonic::Code;
+    use tonic_types::StatusExt;
+
+    use super::*;
+
+    /// The code of a refusal and the paths it names.
+    pub(in crate::api) fn refused(status: &Status) -> (Code, Vec<String>) {
+        let request = status.get_details_bad_request().expect("BadRequest");
+        (status.code(), request.field_violations.into_iter().map(|violation| violation.field).collect())
+    }
+
+    #[test]
+    fn every_bad_field_is_named_and_unbuilt_ones_only_where_nothing_is_bad() {
+        let mut violations = Violations::of_request(3);
+        violations.unbuilt("priority");
+        violations.invalid("event_type", Problem::new("is wrong"));
+        assert_eq!(violations.take("tenant", Tenant::parse("a b")), None);
+        let (code, paths) = refused(&violations.into_status());
+        assert_eq!(
+            (code, paths),
+            (Code::InvalidArgument, vec!["requests[3].event_type".to_owned(), "requests[3].tenant".to_owned()])
+        );
+        let mut violations = Violations::new();
+        violations.unbuilt("priority");
+        let status = violations.into_status();
+        assert_eq!(refused(&status), (Code::Unimplemented, vec!["priority".to_owned()]));
+        assert!(status.message().contains("priority"));
+    }
+
+    #[test]
+    fn filters_read_what_the_contract_allows() {
+        assert_eq!(tenants("*"), Ok(None));
+        assert_eq!(tenants(""), Ok(Some(Tenant::default_tenant())));
+        assert_eq!(optional_event_type("hooklane.test"), Ok(Some("hooklane.test".to_owned())));
+        assert_eq!(optional_event_type(""), Ok(None));
+        assert!(optional_event_type("order.*").is_err());
+    }
+}

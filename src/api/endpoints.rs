@@ -1,0 +1,232 @@
+//! RegisterEndpoint, GetEndpoint, ListEndpoints, UpdateEndpoint and DeleteEndpoint.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use rand::TryRng as _;
+use rand::rngs::SysRng;
+use tokio::time::Instant;
+use tonic::Status;
+use zeroize::Zeroizing;
+
+use super::convert::endpoint::{Patch, secret_does_not_fit, to_proto, version_of};
+use super::convert::mask::Mask;
+use super::convert::{self, Violations, sole};
+use super::paging::{Binding, page_size};
+use super::service::Webhooks;
+use super::{proto, status};
+use crate::domain::Problem;
+use crate::domain::endpoint::{Endpoint, EndpointState, SignatureScheme};
+use crate::domain::fields::{Tenant, parse_map};
+use crate::domain::id::EndpointId;
+use crate::domain::secret::Secret;
+use crate::store::{DeleteOutcome, EndpointFilter, NewEndpoint, UpdateError};
+
+/// How often an update without etag is tried while others change the endpoint.
+const UPDATE_TRIES: usize = 10;
+/// How long a deletion cancels deliveries before it answers; a chore cancels the rest.
+const CANCEL_MAX: Duration = Duration::from_secs(3);
+
+impl Webhooks {
+    /// Registers an endpoint and shows its secret.
+    pub(super) async fn register(
+        &self,
+        request: proto::RegisterEndpointRequest,
+    ) -> Result<proto::RegisterEndpointResponse, Status> {
+        let given = sole("endpoint", request.endpoint.ok_or_else(is_required))?;
+        let mut v = Violations::new();
+        let tenant = v.take("endpoint.tenant", Tenant::parse(&given.tenant));
+        let patch = Patch::parse(&given, &Mask::all(), &self.config.egress_rules, &mut v);
+        let secret = match patch.signature_scheme() {
+            _ if request.secret.is_empty() => Some(generate_secret()?),
+            Some(scheme) => v.take("secret", Secret::parse(&request.secret, scheme)),
+            // What the secret must look like depends on a scheme that is refused already.
+            None => None,
+        };
+        let new = match (tenant, patch.into_spec(), secret) {
+            (Some(tenant), Some(spec), Some(secret)) if v.is_empty() => NewEndpoint { tenant, spec, secret },
+            _ => return Err(v.into_status()),
+        };
+        let registered = self.services.store.register_endpoint(&new).await;
+        let endpoint = registered.map_err(|error| status::register_refused(error, new.spec.external_id.as_deref()))?;
+        Ok(proto::RegisterEndpointResponse {
+            endpoint: Some(to_proto(endpoint)),
+            secret: new.secret.expose().to_owned(),
+        })
+    }
+
+    /// One endpoint.
+    pub(super) async fn endpoint(
+        &self,
+        request: proto::GetEndpointRequest,
+    ) -> Result<proto::GetEndpointResponse, Status> {
+        let id = sole("endpoint_id", request.endpoint_id.parse())?;
+        Ok(proto::GetEndpointResponse { endpoint: Some(to_proto(self.stored_endpoint(id).await?)) })
+    }
+
+    /// A page of endpoints.
+    pub(super) async fn list_endpoints_page(
+        &self,
+        request: proto::ListEndpointsRequest,
+    ) -> Result<proto::ListEndpointsResponse, Status> {
+        let binding = binding(&request);
+        let (filter, limit) = read_filter(request, &binding)?;
+        let (endpoints, end) = self.services.store.list_endpoints(&filter, limit).await?;
+        Ok(proto::ListEndpointsResponse {
+            endpoints: endpoints.into_iter().map(to_proto).collect(),
+            next_page_token: end.map(|last| binding.token(last.uuid())).unwrap_or_default(),
+        })
+    }
+
+    /// Changes an endpoint. With an etag it is tried once, without one until nobody else changes it meanwhile.
+    pub(super) async fn update(
+        &self,
+        request: proto::UpdateEndpointRequest,
+    ) -> Result<proto::UpdateEndpointResponse, Status> {
+        let given = sole("endpoint", request.endpoint.ok_or_else(is_required))?;
+        let paths = request.update_mask.map(|mask| mask.paths).unwrap_or_default();
+        let mut v = Violations::new();
+        let id = v.take("endpoint.id", given.id.parse::<EndpointId>());
+        let mask = Mask::parse(&paths, &given, &mut v);
+        let patch = Patch::parse(&given, &mask, &self.config.egress_rules, &mut v);
+        let id = match id {
+            Some(id) if v.is_empty() => id,
+            _ => return Err(v.into_status()),
+        };
+        let wanted_version = version_of(&given.etag);
+        let claimed_tenant = (mask.names_tenant() && !given.tenant.is_empty()).then_some(given.tenant.as_str());
+        for _ in 0..UPDATE_TRIES {
+            let current = self.stored_endpoint(id).await?;
+            if wanted_version.is_some_and(|wanted| wanted != current.version) {
+                return Err(status::etag_mismatch(id));
+            }
+            let mut v = Violations::new();
+            if claimed_tenant.is_some_and(|claimed| claimed != current.tenant.as_str()) {
+                v.invalid("endpoint.tenant", Problem::new("cannot be changed; register the endpoint there instead"));
+            }
+            let spec = patch.apply(&current.spec, &mut v);
+            if spec.signature_scheme != current.spec.signature_scheme
+                && !self.do_secrets_fit(id, spec.signature_scheme).await?
+            {
+                v.invalid("endpoint.signature_scheme", secret_does_not_fit());
+            }
+            if !v.is_empty() {
+                return Err(v.into_status());
+            }
+            if spec == current.spec {
+                return Ok(proto::UpdateEndpointResponse { endpoint: Some(to_proto(current)) });
+            }
+            match self.services.store.update_endpoint(id, current.version, &spec).await {
+                Ok(endpoint) => return Ok(proto::UpdateEndpointResponse { endpoint: Some(to_proto(endpoint)) }),
+                Err(UpdateError::VersionMoved) if wanted_version.is_none() => {}
+                Err(error) => return Err(status::update_refused(error, id, spec.external_id.as_deref())),
+            }
+        }
+        Err(status::keeps_changing(id))
+    }
+
+    /// Deletes an endpoint and cancels what is outstanding for it, as far as that goes at once.
+    pub(super) async fn delete(
+        &self,
+        request: proto::DeleteEndpointRequest,
+    ) -> Result<proto::DeleteEndpointResponse, Status> {
+        let id = sole("endpoint_id", request.endpoint_id.parse())?;
+        match self.services.store.delete_endpoint(id, version_of(&request.etag)).await? {
+            DeleteOutcome::Deleted => {}
+            DeleteOutcome::NotFound => return Err(status::endpoint_not_found(id)),
+            DeleteOutcome::VersionMoved => return Err(status::etag_mismatch(id)),
+        }
+        let deadline = Instant::now() + CANCEL_MAX;
+        let mut canceled_deliveries = 0;
+        while Instant::now() < deadline {
+            match self.services.store.cancel_deleted(id).await {
+                Ok(0) => break,
+                Ok(canceled) => canceled_deliveries += canceled,
+                // The endpoint is deleted all the same, and the chore goes on.
+                Err(error) => {
+                    tracing::warn!(endpoint = %id, %error, "a deleted endpoint's deliveries were not all canceled yet");
+                    break;
+                }
+            }
+        }
+        Ok(proto::DeleteEndpointResponse { canceled_deliveries })
+    }
+
+    async fn stored_endpoint(&self, id: EndpointId) -> Result<Endpoint, Status> {
+        self.services.store.endpoint(id).await?.ok_or_else(|| status::endpoint_not_found(id))
+    }
+
+    /// Whether the endpoint's secrets can sign by `scheme`.
+    async fn do_secrets_fit(&self, id: EndpointId, scheme: SignatureScheme) -> Result<bool, Status> {
+        let lanes = self.services.store.lane_endpoints(&[id]).await?;
+        let mut secrets = lanes.iter().flat_map(|lane| &lane.secrets);
+        Ok(secrets.all(|secret| Secret::parse(secret.expose(), scheme).is_ok()))
+    }
+}
+
+fn read_filter(request: proto::ListEndpointsRequest, binding: &Binding) -> Result<(EndpointFilter, u32), Status> {
+    let mut v = Violations::new();
+    let tenant = v.take("tenant", convert::tenants(&request.tenant));
+    let states = v.take_enums("states", &request.states, EndpointState::from_number);
+    let event_type = v.take("event_type", convert::optional_event_type(&request.event_type));
+    let labels = v.take("labels", parse_map(request.labels));
+    let limit = v.take("page_size", page_size(request.page_size));
+    let before = v.take("page_token", binding.parse(&request.page_token));
+    match (tenant, states, event_type, labels, limit, before) {
+        (Some(tenant), Some(states), Some(event_type), Some(labels), Some(limit), Some(before)) => {
+            let before = before.map(EndpointId::from_uuid);
+            Ok((EndpointFilter { tenant, states, event_type, labels, before }, limit))
+        }
+        _ => Err(v.into_status()),
+    }
+}
+
+fn binding(request: &proto::ListEndpointsRequest) -> Binding {
+    let tenant = if request.tenant.is_empty() { "default" } else { &request.tenant };
+    // In the order of their names: a map's own order differs from request to request.
+    let labels: BTreeMap<&String, &String> = request.labels.iter().collect();
+    Binding::of("ListEndpoints")
+        .with(tenant)
+        .with_all(request.states.iter().map(|state| state.to_be_bytes()))
+        .with(&request.event_type)
+        .with_all(labels.into_iter().flat_map(|(name, value)| [name, value]))
+}
+
+fn is_required() -> Problem {
+    Problem::new("is unset; it is required")
+}
+
+/// A secret over 32 bytes of the operating system's generator.
+fn generate_secret() -> Result<Secret, Status> {
+    let mut bytes = Zeroizing::new([0; 32]);
+    SysRng.try_fill_bytes(&mut *bytes).map_err(|error| {
+        tracing::error!(%error, "the operating system gave no random bytes");
+        status::internal()
+    })?;
+    Ok(Secret::from_random(&bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+
+    #[test]
+    fn a_page_token_does_not_mind_the_order_of_labels() {
+        let labels =
+            |count: u32| -> HashMap<String, String> { (0..count).map(|n| (n.to_string(), "x".into())).collect() };
+        let list = |count| proto::ListEndpointsRequest { labels: labels(count), ..Default::default() };
+        let token = binding(&list(20)).token(uuid::Uuid::nil());
+        for _ in 0..5 {
+            assert!(binding(&list(20)).parse(&token).is_ok());
+        }
+        assert!(binding(&list(19)).parse(&token).is_err());
+    }
+
+    #[test]
+    fn generated_secrets_differ() {
+        let [one, other] = [generate_secret(), generate_secret()].map(|secret| secret.expect("random bytes"));
+        assert!(one != other && Secret::parse(one.expose(), SignatureScheme::StandardWebhooks).is_ok());
+    }
+}

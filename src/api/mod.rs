@@ -1,0 +1,29 @@
+//! The gRPC edge: the only place that knows the contract's messages.
+//!
+//! Here requests become domain values and outcomes become answers and statuses. No rule of webhook delivery lives here
+//! and no SQL: `convert` translates, `status` is the one place where an error becomes a gRPC status.
+
+mod connection;
+mod convert;
+mod deliveries;
+mod endpoints;
+mod health;
+mod limits;
+mod paging;
+mod publish;
+mod server;
+mod service;
+mod status;
+mod stream;
+
+pub use self::health::Health;
+pub use self::server::{Config, Services, bind, serve};
+
+/// The contract as prost and tonic generate it, clients included.
+#[allow(missing_docs, unreachable_pub, clippy::all, reason = "generated code keeps its own style")]
+pub mod proto {
+    tonic::include_proto!("hooklane.v1");
+
+    /// Every message and service above with what they import, as an encoded `FileDescriptorSet`.
+    pub const DESCRIPTORS: &[u8] = tonic::include_file_descriptor_set!("hooklane");
+}

@@ -1,0 +1,108 @@
+//! Pages of lists: their size, and the opaque tokens that lead from one to the next.
+//!
+//! A token holds the last id of its page and a digest of the request's filters, so that it continues that list and no
+//! other. It grants nothing: whoever alters one reads another part of the same list.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use crate::domain::Problem;
+
+const SIZE_DEFAULT: u32 = 50;
+const SIZE_MAX: u32 = 500;
+const ID_BYTES: usize = 16;
+/// 64 bits are ample against a mistaken token, which is all that the digest is for.
+const DIGEST_BYTES: usize = 8;
+
+/// The entries that a page may have: 0 means 50, above 500 means 500.
+pub(super) fn page_size(asked: i32) -> Result<u32, Problem> {
+    match u32::try_from(asked) {
+        Ok(0) => Ok(SIZE_DEFAULT),
+        Ok(size) => Ok(size.min(SIZE_MAX)),
+        Err(_) => Err(Problem::new("is negative; allowed is 0 (which means 50) to 500")),
+    }
+}
+
+/// The filters of one list request, as far as they make it another list.
+pub(super) struct Binding(Sha256);
+
+impl Binding {
+    /// The binding of a list without filters.
+    pub(super) fn of(list: &'static str) -> Self {
+        Self(Sha256::new()).with(list)
+    }
+
+    /// Adds a filter's value. The order of calls tells the filters apart.
+    pub(super) fn with(mut self, value: impl AsRef<[u8]>) -> Self {
+        let value = value.as_ref();
+        self.0.update((value.len() as u64).to_be_bytes());
+        self.0.update(value);
+        self
+    }
+
+    /// Adds a filter of many values.
+    pub(super) fn with_all<V: AsRef<[u8]>>(mut self, values: impl IntoIterator<Item = V>) -> Self {
+        let mut count: u64 = 0;
+        for value in values {
+            self = self.with(value);
+            count += 1;
+        }
+        self.with(count.to_be_bytes())
+    }
+
+    /// The token that continues after `last`.
+    pub(super) fn token(&self, last: Uuid) -> String {
+        BASE64.encode([&last.as_bytes()[..], &self.digest()].concat())
+    }
+
+    /// Where a request with `token` goes on; `None` at the first page.
+    pub(super) fn parse(&self, token: &str) -> Result<Option<Uuid>, Problem> {
+        if token.is_empty() {
+            return Ok(None);
+        }
+        let mut bytes = [0; ID_BYTES + DIGEST_BYTES];
+        let is_whole = BASE64.decode_slice(token, &mut bytes).is_ok_and(|length| length == bytes.len());
+        let (id, digest) = bytes.split_at(ID_BYTES);
+        match Uuid::from_slice(id) {
+            Ok(id) if is_whole && digest == self.digest() => Ok(Some(id)),
+            _ => Err(Problem::new(
+                "is not a token of this list; allowed is next_page_token of the page before, with the same filters",
+            )),
+        }
+    }
+
+    fn digest(&self) -> [u8; DIGEST_BYTES] {
+        let whole = self.0.clone().finalize();
+        std::array::from_fn(|place| whole[place])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_follow_the_contract() {
+        for (asked, size) in [(0, 50), (1, 1), (500, 500), (501, 500), (i32::MAX, 500)] {
+            assert_eq!(page_size(asked), Ok(size));
+        }
+        assert!(page_size(-1).is_err());
+    }
+
+    #[test]
+    fn a_token_continues_its_own_list_alone() {
+        let list = |tenant: &str, types: &[&str]| Binding::of("ListThings").with(tenant).with_all(types);
+        let id = Uuid::from_u128(0x0189_0a5d_ac96_774b_bcce_b302_099a_8057);
+        let token = list("a", &["x", "y"]).token(id);
+        assert_eq!(list("a", &["x", "y"]).parse(&token), Ok(Some(id)));
+        assert_eq!(list("a", &["x", "y"]).parse(""), Ok(None));
+        for other in [list("b", &["x", "y"]), list("a", &["xy"]), list("ax", &["y"]), list("a", &[])] {
+            assert!(other.parse(&token).is_err());
+        }
+        for garbage in ["x", "!!!!", &token[1..], &format!("{token}AAAA"), &"A".repeat(1_000)] {
+            assert!(list("a", &["x", "y"]).parse(garbage).is_err(), "{garbage}");
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! Publish and PublishBatch: answered once the events are committed.
+
+use futures::future::join_all;
+use prost::Message as _;
+use tonic::Status;
+
+use super::convert::{Violations, event};
+use super::proto;
+use super::proto::publish_batch_result::Result as BatchResult;
+use super::service::Webhooks;
+use crate::domain::Problem;
+use crate::domain::event::NewEvent;
+use crate::store::Published;
+
+/// Events in one batch.
+const BATCH_MAX: usize = 1_000;
+
+impl Webhooks {
+    /// Publishes one event.
+    pub(super) async fn publish_one(&self, request: proto::PublishRequest) -> Result<proto::PublishResponse, Status> {
+        self.commit(event::from_proto(request, self.config.payload_bytes_max, Violations::new())?).await
+    }
+
+    /// Publishes many; one that is refused does not hinder the others.
+    pub(super) async fn publish_many(
+        &self,
+        request: proto::PublishBatchRequest,
+    ) -> Result<proto::PublishBatchResponse, Status> {
+        let count = request.requests.len();
+        if !(1..=BATCH_MAX).contains(&count) {
+            let mut violations = Violations::new();
+            let problem = Problem::new(format!("has {count} entries; allowed are 1 to {BATCH_MAX}"));
+            violations.invalid("requests", problem);
+            return Err(violations.into_status());
+        }
+        let payload_bytes_max = self.config.payload_bytes_max;
+        // All of them are submitted before any is waited for, so that they share commits.
+        let commits = request.requests.into_iter().enumerate().map(|(place, request)| async move {
+            let checked = event::from_proto(request, payload_bytes_max, Violations::of_request(place))?;
+            self.commit(checked).await
+        });
+        let results = join_all(commits).await.into_iter().map(batch_result).collect();
+        Ok(proto::PublishBatchResponse { results })
+    }
+
+    async fn commit(&self, event: NewEvent) -> Result<proto::PublishResponse, Status> {
+        Ok(to_response(self.services.publisher.publish(event).await?))
+    }
+}
+
+fn to_response(published: Published) -> proto::PublishResponse {
+    let deliveries = published
+        .deliveries
+        .into_iter()
+        .map(|delivery| proto::PublishedDelivery {
+            delivery_id: delivery.delivery_id.to_string(),
+            endpoint_id: delivery.endpoint_id.to_string(),
+            duplicate: delivery.duplicate,
+        })
+        .collect();
+    proto::PublishResponse { event_id: published.event_id.to_string(), deliveries, duplicate: published.duplicate }
+}
+
+fn batch_result(outcome: Result<proto::PublishResponse, Status>) -> proto::PublishBatchResult {
+    let result = match outcome {
+        Ok(response) => BatchResult::Response(response),
+        Err(refusal) => BatchResult::Error(to_rpc_status(&refusal)),
+    };
+    proto::PublishBatchResult { result: Some(result) }
+}
+
+/// A refusal as a message: its details are one already.
+fn to_rpc_status(refusal: &Status) -> tonic_types::Status {
+    tonic_types::Status::decode(refusal.details()).unwrap_or_else(|_| tonic_types::Status {
+        code: refusal.code().into(),
+        message: refusal.message().to_owned(),
+        details: Vec::new(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::status;
+    use super::*;
+
+    #[test]
+    fn a_refusal_in_a_batch_keeps_its_code_and_details() {
+        let carried = to_rpc_status(&status::payload_too_large(2, 1));
+        assert_eq!((carried.code, carried.details.len()), (tonic::Code::ResourceExhausted.into(), 1));
+    }
+}

@@ -1,0 +1,154 @@
+//! The gRPC server: its port, its bounds, the services on it, and how it ends.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderName, Method};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+use tonic::transport::Server;
+use tonic_web::GrpcWebLayer;
+use tower_http::cors::{Any, CorsLayer};
+
+use super::connection::{self, AGE_MAX};
+use super::health::Health;
+use super::limits::MessageLimits;
+use super::proto;
+use super::proto::webhook_service_server::WebhookServiceServer;
+use super::service::Webhooks;
+use crate::domain::address::EgressRules;
+use crate::live::Live;
+use crate::store::{Publisher, Store};
+
+/// How the gRPC server behaves.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where it listens; port 0 picks one.
+    pub grpc_addr: SocketAddr,
+    /// The largest payload of an event.
+    pub payload_bytes_max: usize,
+    /// Which endpoint URLs may be registered.
+    pub egress_rules: EgressRules,
+    /// Whether server reflection is on.
+    pub reflection: bool,
+}
+
+/// What the calls work on.
+#[derive(Debug, Clone)]
+pub struct Services {
+    /// The database.
+    pub store: Arc<Store>,
+    /// Commits published events.
+    pub publisher: Publisher,
+    /// The live stream.
+    pub live: Arc<Live>,
+}
+
+/// Calls under way on one connection. One client channel is one connection, and hundreds of concurrent publishers on it
+/// are the normal case: 128 would make them queue in the client. What bounds memory is the message limit, and what
+/// bounds the database is the publisher's queue.
+const STREAMS_MAX: u32 = 1_024;
+/// HPACK-decoded size of a request's headers.
+const HEADER_LIST_BYTES_MAX: u32 = 16 * 1024;
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// Streams that clients reset before we took them up; more ends the connection (CVE-2023-44487).
+const RESET_STREAMS_MAX: usize = 256;
+/// Streams that we reset for a client's faults; more ends the connection.
+const ERROR_RESETS_MAX: usize = 1_024;
+/// One connection's unread bytes: 16 payloads of the default limit, and many more small ones.
+const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
+/// How long a shutdown waits for calls under way; a caller that does not read its answer holds nothing up.
+const DRAIN_MAX: Duration = Duration::from_secs(10);
+
+/// Takes the port, so that the caller knows it before anything is served.
+pub async fn bind(config: &Config) -> io::Result<TcpListener> {
+    TcpListener::bind(config.grpc_addr).await
+}
+
+/// Serves until `shutdown`, then until the calls under way have ended (10 s at most). `health` turns SERVING here and
+/// NOT_SERVING with the shutdown; open streams end with UNAVAILABLE.
+pub async fn serve(
+    listener: TcpListener,
+    services: Services,
+    config: Config,
+    health: Health,
+    shutdown: CancellationToken,
+) -> Result<(), tonic::transport::Error> {
+    let limits = MessageLimits { payload_bytes_max: config.payload_bytes_max };
+    let server = Server::builder()
+        .max_concurrent_streams(STREAMS_MAX)
+        .http2_max_header_list_size(HEADER_LIST_BYTES_MAX)
+        .http2_max_pending_accept_reset_streams(Some(RESET_STREAMS_MAX))
+        .http2_max_local_error_reset_streams(Some(ERROR_RESETS_MAX))
+        .http2_keepalive_interval(Some(PING_INTERVAL))
+        .http2_keepalive_timeout(Some(PING_TIMEOUT))
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .max_connection_age(AGE_MAX)
+        .accept_http1(true)
+        .layer(cors())
+        .layer(GrpcWebLayer::new())
+        .layer(limits)
+        .add_routes(routes(services, config, limits, &health, &shutdown))
+        .serve_with_incoming_shutdown(connection::incoming(listener), shutdown.clone().cancelled_owned());
+    health.set_serving(true).await;
+    let patience = async {
+        shutdown.cancelled().await;
+        health.end().await;
+        tokio::time::sleep(DRAIN_MAX).await;
+    };
+    tokio::select! {
+        served = server => served,
+        () = patience => {
+            tracing::warn!(seconds = DRAIN_MAX.as_secs(), "callers did not finish; their connections are cut");
+            Ok(())
+        }
+    }
+}
+
+fn routes(
+    services: Services,
+    config: Config,
+    limits: MessageLimits,
+    health: &Health,
+    shutdown: &CancellationToken,
+) -> Routes {
+    let has_reflection = config.reflection;
+    let webhooks = Webhooks::new(services, config, shutdown.clone());
+    let mut routes = Routes::builder();
+    routes
+        .add_service(WebhookServiceServer::new(webhooks).max_decoding_message_size(limits.largest()))
+        .add_service(health.server());
+    if has_reflection {
+        let builder = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        };
+        // Both fail only for descriptors that cannot be decoded; a test asks for them.
+        if let Ok(v1) = builder().build_v1() {
+            routes.add_service(v1);
+        }
+        if let Ok(v1alpha) = builder().build_v1alpha() {
+            routes.add_service(v1alpha);
+        }
+    }
+    routes.routes()
+}
+
+/// Any page may call, as any program may: what a call is allowed to do is decided by its credential, never by its
+/// origin, and no cookie is ever read.
+fn cors() -> CorsLayer {
+    let exposed = ["grpc-status", "grpc-message", "grpc-status-details-bin"].map(HeaderName::from_static);
+    CorsLayer::new()
+        .allow_origin(Any)
+        .allow_headers(Any)
+        .allow_methods([Method::POST])
+        .expose_headers(exposed)
+        .max_age(Duration::from_secs(24 * 3600))
+}

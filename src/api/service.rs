@@ -1,0 +1,155 @@
+//! The contract's service: each call to the file of its group, and a clear refusal for what is not built yet.
+
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+
+use super::proto::webhook_service_server::WebhookService;
+use super::proto::*;
+use super::server::{Config, Services};
+use super::status;
+use super::stream::{EventStream, STREAMS_MAX};
+
+/// Everything a call works on.
+#[derive(Debug)]
+pub(super) struct Webhooks {
+    pub(super) services: Services,
+    pub(super) config: Config,
+    /// Open streams end with it.
+    pub(super) shutdown: CancellationToken,
+    /// Room for open streams.
+    pub(super) streams: Arc<Semaphore>,
+}
+
+impl Webhooks {
+    /// The service over `services`.
+    pub(super) fn new(services: Services, config: Config, shutdown: CancellationToken) -> Self {
+        Self { services, config, shutdown, streams: Arc::new(Semaphore::new(STREAMS_MAX)) }
+    }
+}
+
+/// What a unary call answers.
+type Answer<T> = Result<Response<T>, Status>;
+
+#[tonic::async_trait]
+impl WebhookService for Webhooks {
+    async fn register_endpoint(&self, request: Request<RegisterEndpointRequest>) -> Answer<RegisterEndpointResponse> {
+        self.register(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn get_endpoint(&self, request: Request<GetEndpointRequest>) -> Answer<GetEndpointResponse> {
+        self.endpoint(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn list_endpoints(&self, request: Request<ListEndpointsRequest>) -> Answer<ListEndpointsResponse> {
+        self.list_endpoints_page(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn update_endpoint(&self, request: Request<UpdateEndpointRequest>) -> Answer<UpdateEndpointResponse> {
+        self.update(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn delete_endpoint(&self, request: Request<DeleteEndpointRequest>) -> Answer<DeleteEndpointResponse> {
+        self.delete(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn publish(&self, request: Request<PublishRequest>) -> Answer<PublishResponse> {
+        self.publish_one(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn publish_batch(&self, request: Request<PublishBatchRequest>) -> Answer<PublishBatchResponse> {
+        self.publish_many(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn get_event(&self, request: Request<GetEventRequest>) -> Answer<GetEventResponse> {
+        self.event(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn get_delivery(&self, request: Request<GetDeliveryRequest>) -> Answer<GetDeliveryResponse> {
+        self.delivery(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn list_deliveries(&self, request: Request<ListDeliveriesRequest>) -> Answer<ListDeliveriesResponse> {
+        self.list_deliveries_page(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn retry_delivery(&self, request: Request<RetryDeliveryRequest>) -> Answer<RetryDeliveryResponse> {
+        self.retry(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn cancel_delivery(&self, request: Request<CancelDeliveryRequest>) -> Answer<CancelDeliveryResponse> {
+        self.cancel(request.into_inner()).await.map(Response::new)
+    }
+
+    type StreamDeliveryEventsStream = EventStream;
+
+    async fn stream_delivery_events(
+        &self,
+        request: Request<StreamDeliveryEventsRequest>,
+    ) -> Answer<Self::StreamDeliveryEventsStream> {
+        let (_, extensions, request) = request.into_parts();
+        self.stream_events(request, &extensions).await.map(Response::new)
+    }
+
+    // Not built yet.
+
+    async fn pause_endpoint(&self, _: Request<PauseEndpointRequest>) -> Answer<PauseEndpointResponse> {
+        Err(status::unbuilt_call("PauseEndpoint"))
+    }
+
+    async fn resume_endpoint(&self, _: Request<ResumeEndpointRequest>) -> Answer<ResumeEndpointResponse> {
+        Err(status::unbuilt_call("ResumeEndpoint"))
+    }
+
+    async fn rotate_secret(&self, _: Request<RotateSecretRequest>) -> Answer<RotateSecretResponse> {
+        Err(status::unbuilt_call("RotateSecret"))
+    }
+
+    async fn test_endpoint(&self, _: Request<TestEndpointRequest>) -> Answer<TestEndpointResponse> {
+        Err(status::unbuilt_call("TestEndpoint"))
+    }
+
+    async fn list_dead_letters(&self, _: Request<ListDeadLettersRequest>) -> Answer<ListDeadLettersResponse> {
+        Err(status::unbuilt_call("ListDeadLetters"))
+    }
+
+    async fn delete_dead_letters(&self, _: Request<DeleteDeadLettersRequest>) -> Answer<DeleteDeadLettersResponse> {
+        Err(status::unbuilt_call("DeleteDeadLetters"))
+    }
+
+    async fn start_replay(&self, _: Request<StartReplayRequest>) -> Answer<StartReplayResponse> {
+        Err(status::unbuilt_call("StartReplay"))
+    }
+
+    async fn get_replay(&self, _: Request<GetReplayRequest>) -> Answer<GetReplayResponse> {
+        Err(status::unbuilt_call("GetReplay"))
+    }
+
+    async fn list_replays(&self, _: Request<ListReplaysRequest>) -> Answer<ListReplaysResponse> {
+        Err(status::unbuilt_call("ListReplays"))
+    }
+
+    async fn cancel_replay(&self, _: Request<CancelReplayRequest>) -> Answer<CancelReplayResponse> {
+        Err(status::unbuilt_call("CancelReplay"))
+    }
+
+    type StreamReplayStream = tokio_stream::Empty<Result<StreamReplayResponse, Status>>;
+
+    async fn stream_replay(&self, _: Request<StreamReplayRequest>) -> Answer<Self::StreamReplayStream> {
+        Err(status::unbuilt_call("StreamReplay"))
+    }
+
+    async fn list_alerts(&self, _: Request<ListAlertsRequest>) -> Answer<ListAlertsResponse> {
+        Err(status::unbuilt_call("ListAlerts"))
+    }
+
+    async fn acknowledge_alert(&self, _: Request<AcknowledgeAlertRequest>) -> Answer<AcknowledgeAlertResponse> {
+        Err(status::unbuilt_call("AcknowledgeAlert"))
+    }
+
+    async fn get_stats(&self, _: Request<GetStatsRequest>) -> Answer<GetStatsResponse> {
+        Err(status::unbuilt_call("GetStats"))
+    }
+}

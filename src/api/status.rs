@@ -1,0 +1,313 @@
+//! The one place where an error becomes a gRPC status: its code, its reason, its `google.rpc` details.
+//!
+//! The table is that of the contract. What went wrong inside goes to the log, once, and never to the caller.
+
+use std::collections::HashMap;
+use std::fmt::Display;
+use std::time::Duration;
+
+use http::{HeaderName, Response};
+use tonic::body::Body;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use crate::domain::id::{DeliveryId, EndpointId, EventId};
+use crate::store::{self, CancelRefused, PublishError, RegisterError, RetryRefused, UpdateError};
+
+/// Who speaks in every `ErrorInfo`.
+const DOMAIN: &str = "hooklane";
+/// When a caller should try again where nothing better is known.
+const RETRY_DELAY: Duration = Duration::from_secs(1);
+/// Details travel in a header, and clients read 8 KiB of them: a request with more bad fields learns of the first ones.
+const FIELDS_MAX: usize = 25;
+const MESSAGE_BYTES_MAX: usize = 1_024;
+const DETAILS_HEADER: HeaderName = HeaderName::from_static("grpc-status-details-bin");
+
+fn refusal(code: Code, reason: &str, message: impl Into<String>, mut details: ErrorDetails) -> Status {
+    details.set_error_info(reason, DOMAIN, HashMap::new());
+    Status::with_error_details(code, message, details)
+}
+
+/// Every bad field with what is wrong with it: a path and a clause that follows it.
+pub(super) fn invalid_fields(fields: Vec<(String, String)>) -> Status {
+    field_refusal(Code::InvalidArgument, "INVALID_FIELD", fields)
+}
+
+/// Fields that are set, valid, and not built yet.
+pub(super) fn unbuilt_fields(paths: Vec<String>) -> Status {
+    let words = "is not built yet; leave it unset";
+    let fields = paths.into_iter().map(|path| (path, words.to_owned())).collect();
+    field_refusal(Code::Unimplemented, "NOT_BUILT", fields)
+}
+
+fn field_refusal(code: Code, reason: &str, fields: Vec<(String, String)>) -> Status {
+    let mut message = String::new();
+    let mut details = ErrorDetails::new();
+    for (path, words) in fields.iter().take(FIELDS_MAX) {
+        let separator = if message.is_empty() { "" } else { "; " };
+        if message.len() + path.len() + words.len() < MESSAGE_BYTES_MAX {
+            message.push_str(&format!("{separator}{path} {words}"));
+        }
+        details.add_bad_request_violation(path, words);
+    }
+    if fields.len() > FIELDS_MAX {
+        message.push_str(&format!("; and {} more", fields.len() - FIELDS_MAX));
+    }
+    refusal(code, reason, message, details)
+}
+
+/// A call that is not built yet.
+pub(super) fn unbuilt_call(name: &str) -> Status {
+    refusal(Code::Unimplemented, "NOT_BUILT", format!("{name} is not built yet"), ErrorDetails::new())
+}
+
+/// A payload over the limit in a message under its own.
+pub(super) fn payload_too_large(bytes: usize, bytes_max: usize) -> Status {
+    too_large(format!("payload has {bytes} bytes; allowed are {bytes_max}"))
+}
+
+/// A message over its method's limit.
+pub(super) fn message_too_large(bytes: usize, bytes_max: usize) -> Status {
+    too_large(format!("the message has {bytes} bytes; allowed are {bytes_max}"))
+}
+
+fn too_large(message: String) -> Status {
+    refusal(Code::ResourceExhausted, "PAYLOAD_TOO_LARGE", message, ErrorDetails::new())
+}
+
+/// There is no such endpoint.
+pub(super) fn endpoint_not_found(id: EndpointId) -> Status {
+    not_found("ENDPOINT_NOT_FOUND", "endpoint", id)
+}
+
+/// There is no such event.
+pub(super) fn event_not_found(id: EventId) -> Status {
+    not_found("EVENT_NOT_FOUND", "event", id)
+}
+
+/// There is no such delivery.
+pub(super) fn delivery_not_found(id: DeliveryId) -> Status {
+    not_found("DELIVERY_NOT_FOUND", "delivery", id)
+}
+
+fn not_found(reason: &str, kind: &str, id: impl Display) -> Status {
+    let message = format!("there is no {kind} {id}");
+    let details = ErrorDetails::with_resource_info(format!("hooklane.v1/{kind}"), id.to_string(), "", &message);
+    refusal(Code::NotFound, reason, message, details)
+}
+
+/// The etag names another version than the current one.
+pub(super) fn etag_mismatch(id: EndpointId) -> Status {
+    let message = format!("the etag is not that of the current version of {id}; read it again");
+    refusal(Code::Aborted, "ETAG_MISMATCH", message, ErrorDetails::new())
+}
+
+/// Others kept changing the endpoint while an update without etag was tried.
+pub(super) fn keeps_changing(id: EndpointId) -> Status {
+    let message = format!("{id} kept changing while it was updated; try again");
+    refusal(Code::Aborted, "ETAG_MISMATCH", message, ErrorDetails::with_retry_info(Some(RETRY_DELAY)))
+}
+
+/// Why an endpoint was not registered.
+pub(super) fn register_refused(error: RegisterError, external_id: Option<&str>) -> Status {
+    match error {
+        RegisterError::ExternalIdTaken => external_id_taken(external_id),
+        RegisterError::Store(error) => error.into(),
+    }
+}
+
+/// Why an endpoint was not updated. A moved version is the caller's to handle first.
+pub(super) fn update_refused(error: UpdateError, id: EndpointId, external_id: Option<&str>) -> Status {
+    match error {
+        UpdateError::NotFound => endpoint_not_found(id),
+        UpdateError::VersionMoved => etag_mismatch(id),
+        UpdateError::ExternalIdTaken => external_id_taken(external_id),
+        UpdateError::Store(error) => error.into(),
+    }
+}
+
+fn external_id_taken(external_id: Option<&str>) -> Status {
+    let message = "another endpoint of the tenant has this external_id";
+    let details = ErrorDetails::with_resource_info(
+        "hooklane.v1/endpoint.external_id",
+        external_id.unwrap_or_default(),
+        "",
+        message,
+    );
+    refusal(Code::AlreadyExists, "EXTERNAL_ID_TAKEN", message, details)
+}
+
+/// Why a delivery was not retried.
+pub(super) fn retry_refused(error: RetryRefused, id: DeliveryId) -> Status {
+    match error {
+        RetryRefused::NotFound => delivery_not_found(id),
+        RetryRefused::Succeeded => precondition("DELIVERY_SUCCEEDED", id, "Cannot retry successful delivery"),
+        RetryRefused::NotSettled => {
+            precondition("DELIVERY_NOT_SETTLED", id, "Cannot retry a delivery that is pending or in flight")
+        }
+        RetryRefused::EndpointDeleted => {
+            precondition("ENDPOINT_DELETED", id, "Cannot retry a delivery whose endpoint is deleted")
+        }
+        RetryRefused::Store(error) => error.into(),
+    }
+}
+
+/// Why a delivery was not canceled.
+pub(super) fn cancel_refused(error: CancelRefused, id: DeliveryId) -> Status {
+    match error {
+        CancelRefused::NotFound => delivery_not_found(id),
+        CancelRefused::Settled => precondition("DELIVERY_SETTLED", id, "Cannot cancel a delivery that is settled"),
+        CancelRefused::Store(error) => error.into(),
+    }
+}
+
+fn precondition(reason: &str, id: DeliveryId, message: &str) -> Status {
+    let details = ErrorDetails::with_precondition_failure_violation(reason, id.to_string(), message);
+    refusal(Code::FailedPrecondition, reason, message, details)
+}
+
+impl From<PublishError> for Status {
+    fn from(error: PublishError) -> Self {
+        match error {
+            PublishError::EndpointNotFound(id) => endpoint_not_found(id),
+            PublishError::KeyConflict => refusal(
+                Code::AlreadyExists,
+                "IDEMPOTENCY_KEY_CONFLICT",
+                "the idempotency key was used with another event_type, payload or content_type",
+                ErrorDetails::new(),
+            ),
+            PublishError::QueueFull => {
+                let message = "as many deliveries are outstanding as may be";
+                let mut details = ErrorDetails::with_retry_info(Some(RETRY_DELAY));
+                details.add_quota_failure_violation("queue.max_outstanding", message);
+                refusal(Code::ResourceExhausted, "QUEUE_FULL", message, details)
+            }
+            // Logged by the publisher, as the two below. The event itself is at fault: trying again would not help.
+            PublishError::Refused(_) => invalid_fields(vec![("event".to_owned(), "cannot be stored".to_owned())]),
+            PublishError::Unavailable => store_unavailable(),
+            PublishError::Internal => internal(),
+        }
+    }
+}
+
+impl From<store::Error> for Status {
+    fn from(error: store::Error) -> Self {
+        if error.is_passing() {
+            tracing::warn!(%error, "a call was refused: the database did not answer");
+            return store_unavailable();
+        }
+        tracing::error!(%error, "a call failed in the database");
+        internal()
+    }
+}
+
+/// The database does not answer.
+pub(super) fn store_unavailable() -> Status {
+    let details = ErrorDetails::with_retry_info(Some(RETRY_DELAY));
+    refusal(Code::Unavailable, "STORE_UNAVAILABLE", "the database cannot be reached; try again", details)
+}
+
+/// A fault of ours, logged where it was met.
+pub(super) fn internal() -> Status {
+    refusal(Code::Internal, "INTERNAL", "an internal error; the server's log tells more", ErrorDetails::new())
+}
+
+/// As many streams are open as may be.
+pub(super) fn too_many_streams() -> Status {
+    let message = "as many streams are open as may be";
+    let mut details = ErrorDetails::with_retry_info(Some(RETRY_DELAY));
+    details.add_quota_failure_violation("streams", message);
+    refusal(Code::ResourceExhausted, "QUOTA", message, details)
+}
+
+/// The reader of a stream is too slow.
+pub(super) fn stream_lagged() -> Status {
+    let message = "the stream was read too slowly; what is missing can be read with ListDeliveries";
+    refusal(Code::Aborted, "STREAM_LAGGED", message, ErrorDetails::new())
+}
+
+/// The connection has reached its age.
+pub(super) fn reconnect() -> Status {
+    let details = ErrorDetails::with_retry_info(Some(Duration::ZERO));
+    refusal(Code::Unavailable, "RECONNECT", "the connection has reached its age; connect again", details)
+}
+
+/// The process is shutting down.
+pub(super) fn draining() -> Status {
+    let details = ErrorDetails::with_retry_info(Some(RETRY_DELAY));
+    refusal(Code::Unavailable, "DRAINING", "the server is shutting down; connect again", details)
+}
+
+/// Gives our details to what tonic refused before any of our code ran: a method that is unknown, a message that is no
+/// protobuf (which tonic calls INTERNAL, though the caller is at fault). Every status of ours has details already.
+pub(super) fn with_details(response: Response<Body>) -> Response<Body> {
+    if !response.headers().contains_key(Status::GRPC_STATUS) || response.headers().contains_key(DETAILS_HEADER) {
+        return response;
+    }
+    match Status::from_header_map(response.headers()) {
+        Some(bare) if bare.code() == Code::Unimplemented => {
+            let message = if bare.message().is_empty() { "there is no such method" } else { bare.message() };
+            refusal(Code::Unimplemented, "METHOD_UNKNOWN", message, ErrorDetails::new()).into_http()
+        }
+        Some(bare) if bare.code() == Code::Internal => {
+            refusal(Code::InvalidArgument, "MALFORMED_MESSAGE", bare.message(), ErrorDetails::new()).into_http()
+        }
+        _ => response,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(status: &Status, code: Code, reason: &str) {
+        assert_eq!(status.code(), code);
+        let info = status.get_details_error_info().expect("ErrorInfo");
+        assert_eq!((info.reason.as_str(), info.domain.as_str()), (reason, "hooklane"));
+    }
+
+    #[test]
+    fn statuses_follow_the_contracts_table() {
+        let endpoint: EndpointId = "ep_01h455vb4pex5vsknk084sn02q".parse().expect("id");
+        let delivery: DeliveryId = "dlv_01h455vb4pex5vsknk084sn02q".parse().expect("id");
+        use Code::*;
+        check(&endpoint_not_found(endpoint), NotFound, "ENDPOINT_NOT_FOUND");
+        check(&delivery_not_found(delivery), NotFound, "DELIVERY_NOT_FOUND");
+        check(&etag_mismatch(endpoint), Aborted, "ETAG_MISMATCH");
+        check(&register_refused(RegisterError::ExternalIdTaken, None), AlreadyExists, "EXTERNAL_ID_TAKEN");
+        check(&PublishError::KeyConflict.into(), AlreadyExists, "IDEMPOTENCY_KEY_CONFLICT");
+        check(&payload_too_large(2, 1), ResourceExhausted, "PAYLOAD_TOO_LARGE");
+        check(&cancel_refused(CancelRefused::Settled, delivery), FailedPrecondition, "DELIVERY_SETTLED");
+        check(&draining(), Unavailable, "DRAINING");
+        check(&unbuilt_call("GetStats"), Unimplemented, "NOT_BUILT");
+        let full: Status = PublishError::QueueFull.into();
+        check(&full, ResourceExhausted, "QUEUE_FULL");
+        assert!(full.get_details_retry_info().is_some() && full.get_details_quota_failure().is_some());
+        let down: Status = PublishError::Unavailable.into();
+        check(&down, Unavailable, "STORE_UNAVAILABLE");
+        assert!(down.get_details_retry_info().is_some());
+        let succeeded = retry_refused(RetryRefused::Succeeded, delivery);
+        check(&succeeded, FailedPrecondition, "DELIVERY_SUCCEEDED");
+        assert_eq!(succeeded.message(), "Cannot retry successful delivery");
+        assert!(succeeded.get_details_precondition_failure().is_some());
+    }
+
+    #[test]
+    fn many_bad_fields_stay_within_what_clients_read() {
+        let fields = (0..1_000).map(|n| (format!("endpoint.event_types[{n}]"), "is wrong ".repeat(10))).collect();
+        let status = invalid_fields(fields);
+        check(&status, Code::InvalidArgument, "INVALID_FIELD");
+        assert_eq!(status.get_details_bad_request().expect("BadRequest").field_violations.len(), FIELDS_MAX);
+        assert!(status.message().len() < 1_200 && status.details().len() < 6_000, "{}", status.details().len());
+        assert!(status.message().ends_with("; and 975 more"));
+    }
+
+    #[test]
+    fn what_tonic_refuses_gets_a_reason_and_ours_stays() {
+        let bare = with_details(Status::internal("failed to decode").into_http());
+        let status = Status::from_header_map(bare.headers()).expect("status");
+        check(&status, Code::InvalidArgument, "MALFORMED_MESSAGE");
+        let ours = with_details(internal().into_http());
+        check(&Status::from_header_map(ours.headers()).expect("status"), Code::Internal, "INTERNAL");
+    }
+}
