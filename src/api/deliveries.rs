@@ -4,7 +4,7 @@ use tonic::Status;
 
 use super::convert::time::from_timestamp;
 use super::convert::{self, FILTER_PATTERNS_MAX, Violations, delivery, sole};
-use super::paging::{Binding, page_size};
+use super::paging::{Binding, cut, page_size};
 use super::service::Webhooks;
 use super::{proto, status};
 use crate::domain::delivery::DeliveryState;
@@ -51,7 +51,8 @@ impl Webhooks {
     ) -> Result<proto::ListDeliveriesResponse, Status> {
         let binding = binding(&request);
         let (filter, limit) = read_filter(&request, &binding)?;
-        let (rows, end) = self.services.store.list_deliveries(&filter, limit).await?;
+        let (rows, end) = self.services.store.list_deliveries(&filter, limit + 1).await?;
+        let (rows, end) = cut(rows, end, limit, |row| row.id);
         Ok(proto::ListDeliveriesResponse {
             deliveries: rows.into_iter().map(delivery::to_proto).collect(),
             next_page_token: end.map(|last| binding.token(last.uuid())).unwrap_or_default(),

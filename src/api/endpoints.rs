@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 use super::convert::endpoint::{Patch, secret_does_not_fit, to_proto, version_of};
 use super::convert::mask::Mask;
 use super::convert::{self, Violations, sole};
-use super::paging::{Binding, page_size};
+use super::paging::{Binding, cut, page_size};
 use super::service::Webhooks;
 use super::{proto, status};
 use crate::domain::Problem;
@@ -71,7 +71,8 @@ impl Webhooks {
     ) -> Result<proto::ListEndpointsResponse, Status> {
         let binding = binding(&request);
         let (filter, limit) = read_filter(request, &binding)?;
-        let (endpoints, end) = self.services.store.list_endpoints(&filter, limit).await?;
+        let (endpoints, end) = self.services.store.list_endpoints(&filter, limit + 1).await?;
+        let (endpoints, end) = cut(endpoints, end, limit, |endpoint| endpoint.id);
         Ok(proto::ListEndpointsResponse {
             endpoints: endpoints.into_iter().map(to_proto).collect(),
             next_page_token: end.map(|last| binding.token(last.uuid())).unwrap_or_default(),

@@ -25,6 +25,23 @@ pub(super) fn page_size(asked: i32) -> Result<u32, Problem> {
     }
 }
 
+/// Cuts what was read, one entry more than a page has, to the page; and tells after which entry the next one begins.
+/// `end` is where the reading stopped short of the list's end by itself.
+pub(super) fn cut<T, I>(
+    mut entries: Vec<T>,
+    end: Option<I>,
+    size: u32,
+    id_of: impl Fn(&T) -> I,
+) -> (Vec<T>, Option<I>) {
+    let size = size as usize;
+    if entries.len() <= size {
+        return (entries, end);
+    }
+    entries.truncate(size);
+    let last = entries.last().map(id_of);
+    (entries, last)
+}
+
 /// The filters of one list request, as far as they make it another list.
 pub(super) struct Binding(Sha256);
 
@@ -89,6 +106,14 @@ mod tests {
             assert_eq!(page_size(asked), Ok(size));
         }
         assert!(page_size(-1).is_err());
+    }
+
+    #[test]
+    fn a_page_that_ends_the_list_leads_nowhere() {
+        let id_of = |entry: &u32| *entry;
+        assert_eq!(cut(vec![3, 2, 1], Some(1), 2, id_of), (vec![3, 2], Some(2)));
+        assert_eq!(cut(vec![2, 1], None, 2, id_of), (vec![2, 1], None));
+        assert_eq!(cut(vec![9], Some(4), 2, id_of), (vec![9], Some(4)));
     }
 
     #[test]

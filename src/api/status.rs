@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::fmt::Display;
 use std::time::Duration;
 
-use http::{HeaderName, Response};
+use http::Response;
 use tonic::body::Body;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
@@ -21,7 +21,6 @@ const RETRY_DELAY: Duration = Duration::from_secs(1);
 /// Details travel in a header, and clients read 8 KiB of them: a request with more bad fields learns of the first ones.
 const FIELDS_MAX: usize = 25;
 const MESSAGE_BYTES_MAX: usize = 1_024;
-const DETAILS_HEADER: HeaderName = HeaderName::from_static("grpc-status-details-bin");
 
 fn refusal(code: Code, reason: &str, message: impl Into<String>, mut details: ErrorDetails) -> Status {
     details.set_error_info(reason, DOMAIN, HashMap::new());
@@ -238,22 +237,26 @@ pub(super) fn draining() -> Status {
     refusal(Code::Unavailable, "DRAINING", "the server is shutting down; connect again", details)
 }
 
-/// Gives our details to what tonic refused before any of our code ran: a method that is unknown, a message that is no
-/// protobuf (which tonic calls INTERNAL, though the caller is at fault). Every status of ours has details already.
-pub(super) fn with_details(response: Response<Body>) -> Response<Body> {
-    if !response.headers().contains_key(Status::GRPC_STATUS) || response.headers().contains_key(DETAILS_HEADER) {
+/// Gives our details to what tonic refused before any of our code ran: a method or encoding that is unknown, a message
+/// that is no protobuf (which tonic calls INTERNAL, though the caller is at fault). Every status of ours has details.
+pub(super) fn with_details(mut response: Response<Body>) -> Response<Body> {
+    if !response.headers().contains_key(Status::GRPC_STATUS)
+        || response.headers().contains_key(Status::GRPC_STATUS_DETAILS)
+    {
         return response;
     }
-    match Status::from_header_map(response.headers()) {
-        Some(bare) if bare.code() == Code::Unimplemented => {
+    let Some(bare) = Status::from_header_map(response.headers()) else { return response };
+    let detailed = match bare.code() {
+        Code::Unimplemented => {
             let message = if bare.message().is_empty() { "there is no such method" } else { bare.message() };
-            refusal(Code::Unimplemented, "METHOD_UNKNOWN", message, ErrorDetails::new()).into_http()
+            refusal(Code::Unimplemented, "UNSUPPORTED", message, ErrorDetails::new())
         }
-        Some(bare) if bare.code() == Code::Internal => {
-            refusal(Code::InvalidArgument, "MALFORMED_MESSAGE", bare.message(), ErrorDetails::new()).into_http()
-        }
-        _ => response,
-    }
+        Code::Internal => refusal(Code::InvalidArgument, "MALFORMED_MESSAGE", bare.message(), ErrorDetails::new()),
+        _ => return response,
+    };
+    // Beside what tonic tells already, such as the encodings it knows. Headers that do not fit stay as they were.
+    let _ = detailed.add_header(response.headers_mut());
+    response
 }
 
 #[cfg(test)]

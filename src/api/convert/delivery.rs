@@ -1,5 +1,7 @@
 //! Deliveries, attempts and transitions as callers see them; and the words for where a delivery stands.
 
+use std::sync::Arc;
+
 use super::time::{to_duration, to_timestamp};
 use crate::api::convert;
 use crate::api::proto;
@@ -41,7 +43,7 @@ pub(in crate::api) fn to_proto(row: DeliveryRow) -> proto::Delivery {
 
 /// A delivery with everything that is known of it.
 pub(in crate::api) fn record_to_proto(record: DeliveryRecord) -> proto::Delivery {
-    let event = record.event.map(|event| std::sync::Arc::unwrap_or_clone(event));
+    let event = record.event.map(Arc::unwrap_or_clone);
     proto::Delivery {
         attempts: record.attempts.into_iter().map(attempt_to_proto).collect(),
         event: event.map(convert::event::to_proto),

@@ -285,7 +285,8 @@ mod tests {
 
     #[test]
     fn what_is_not_built_is_refused_by_name() {
-        let cases: [(&str, fn(&mut proto::Endpoint)); 14] = [
+        type Set = fn(&mut proto::Endpoint);
+        let cases: [(&str, Set); 14] = [
             ("filter", |e| e.filter = "true".to_owned()),
             ("headers", |e| e.headers = [("a".to_owned(), "b".to_owned())].into()),
             ("event_retry_policies", |e| e.event_retry_policies.push(proto::EventRetryPolicy::default())),

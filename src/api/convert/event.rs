@@ -198,7 +198,8 @@ mod tests {
 
     #[test]
     fn what_is_not_built_is_refused_by_name() {
-        let cases: [(&str, fn(&mut proto::PublishRequest)); 6] = [
+        type Set = fn(&mut proto::PublishRequest);
+        let cases: [(&str, Set); 6] = [
             ("inline_endpoint", |r| r.inline_endpoint = Some(proto::InlineEndpoint::default())),
             ("ordering_key", |r| r.ordering_key = "k".to_owned()),
             ("deliver_time", |r| r.deliver_time = Some(prost_types::Timestamp::default())),
