@@ -72,7 +72,7 @@ impl App {
                 publisher: Publisher::start(&store),
                 live: Live::start(Arc::clone(&store), draining.clone()),
             };
-            let serving = api::serve(listener, services, config.api, draining.clone());
+            let serving = api::serve(listener, services, config.api, api::Health::new(), draining.clone());
             api_task = Some(tokio::spawn(async move {
                 if let Err(error) = serving.await {
                     tracing::error!(%error, "gRPC ended");
@@ -80,10 +80,8 @@ impl App {
             }));
         }
         let grace = config.engine.grace;
-        let engine = config
-            .roles
-            .worker
-            .then(|| Engine::start(Arc::clone(&store), egress, config.engine, draining.clone()));
+        let engine =
+            config.roles.worker.then(|| Engine::start(Arc::clone(&store), egress, config.engine, draining.clone()));
         let ops = ops::serve(ops_listener, Arc::clone(&store), draining.clone(), ended.clone());
         let background = vec![
             tokio::spawn(maintenance::run(Arc::clone(&store), ended.clone())),
@@ -149,4 +147,3 @@ fn raise_file_limit() {
         tracing::warn!(%error, "the limit of open files could not be raised");
     }
 }
-

@@ -245,7 +245,8 @@ pub(crate) fn parse_span(text: &str) -> Result<Duration, String> {
         _ => None,
     };
     let span = digits.parse::<u64>().ok().zip(millis).and_then(|(count, unit)| count.checked_mul(unit));
-    span.map(Duration::from_millis).ok_or_else(|| "is not a span of time; allowed is such as 250ms, 30s, 5m, 24h, 7d".to_owned())
+    span.map(Duration::from_millis)
+        .ok_or_else(|| "is not a span of time; allowed is such as 250ms, 30s, 5m, 24h, 7d".to_owned())
 }
 
 /// Names this process in attempts: the host, and something that no other process of it has.
@@ -255,7 +256,6 @@ fn replica_name() -> String {
     let suffix: u32 = rand::random();
     if host.is_empty() { format!("replica-{suffix:08x}") } else { format!("{host}-{suffix:08x}") }
 }
-
 
 #[cfg(test)]
 mod tests {
@@ -303,8 +303,18 @@ mod tests {
         .expect_err("nine problems")
         .to_string();
         for part in [
-            "HOOKLANE_GRPC_ADDR", "here", "maybe", "nowhere", "api,cook", "from 1 to", "soon", "xml",
-            "HOOKLANE_RETENTION_FAILED", "not built yet", "HOOKLANE_GRCP_ADDR", "unknown",
+            "HOOKLANE_GRPC_ADDR",
+            "here",
+            "maybe",
+            "nowhere",
+            "api,cook",
+            "from 1 to",
+            "soon",
+            "xml",
+            "HOOKLANE_RETENTION_FAILED",
+            "not built yet",
+            "HOOKLANE_GRCP_ADDR",
+            "unknown",
         ] {
             assert!(problems.contains(part), "{part} in:\n{problems}");
         }
@@ -312,8 +322,11 @@ mod tests {
 
     #[test]
     fn variables_that_kubernetes_sets_for_a_service_are_left_alone() {
-        load(Profile::Dev, &[("HOOKLANE_PORT_50051_TCP", "tcp://10.0.0.1:50051"), ("HOOKLANE_SERVICE_HOST", "10.0.0.1")])
-            .expect("not ours");
+        load(
+            Profile::Dev,
+            &[("HOOKLANE_PORT_50051_TCP", "tcp://10.0.0.1:50051"), ("HOOKLANE_SERVICE_HOST", "10.0.0.1")],
+        )
+        .expect("not ours");
     }
 
     #[test]

@@ -16,7 +16,9 @@ use crate::telemetry;
 ///
 /// Prints one line when it is ready: `ready grpc=ADDR ops=ADDR`.
 #[derive(Debug, clap::Args)]
-#[command(after_long_help = "Examples:\n  hooklane dev\n  hooklane dev --ephemeral --grpc-addr 127.0.0.1:0 --ops-addr 127.0.0.1:0")]
+#[command(
+    after_long_help = "Examples:\n  hooklane dev\n  hooklane dev --ephemeral --grpc-addr 127.0.0.1:0 --ops-addr 127.0.0.1:0"
+)]
 pub struct Args {
     #[command(flatten)]
     flags: Flags,
@@ -66,7 +68,8 @@ async fn own_postgres(args: Args) -> Result<Postgres, Failure> {
         (false, Some(dir)) => DataDir::Persistent(dir),
         (false, None) => DataDir::Persistent(default_data_dir().map_err(unavailable)?),
     };
-    let options = Options { data_dir, bin_dir: args.postgres_bin, durability: Durability::Full, extra_settings: Vec::new() };
+    let options =
+        Options { data_dir, bin_dir: args.postgres_bin, durability: Durability::Full, extra_settings: Vec::new() };
     let postgres = Postgres::start(options).await.map_err(unavailable)?;
     postgres.create_database(DATABASE).await.map_err(unavailable)?;
     Ok(postgres)

@@ -135,7 +135,9 @@ fn judge(stop: &clap::Error) -> Result<(), Failure> {
 /// Prints one line on standard output, at once even into a pipe.
 pub fn say(line: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
-    writeln!(out, "{line}").and_then(|()| out.flush()).map_err(|error| Failure::other(format!("standard output: {error}")))
+    writeln!(out, "{line}")
+        .and_then(|()| out.flush())
+        .map_err(|error| Failure::other(format!("standard output: {error}")))
 }
 
 /// Catches SIGINT and SIGTERM from this call on; the future ends with the first of them.

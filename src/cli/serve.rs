@@ -16,7 +16,9 @@ use crate::telemetry;
 /// SIGTERM or SIGINT drain: nothing more is accepted, requests under way end within the grace time, every result is put
 /// on record, exit code 0. A second signal ends at once.
 #[derive(Debug, clap::Args)]
-#[command(after_long_help = "Example:\n  HOOKLANE_AUTH=none hooklane serve --database-url postgres://hooklane@db/hooklane")]
+#[command(
+    after_long_help = "Example:\n  HOOKLANE_AUTH=none hooklane serve --database-url postgres://hooklane@db/hooklane"
+)]
 pub struct Args {
     #[command(flatten)]
     flags: Flags,
@@ -78,7 +80,8 @@ pub(super) struct Signals {
 
 impl Signals {
     pub(super) fn listen() -> Result<Self, Failure> {
-        let listen = |kind| signal(kind).map_err(|error| Failure::internal(format!("signals cannot be taken: {error}")));
+        let listen =
+            |kind| signal(kind).map_err(|error| Failure::internal(format!("signals cannot be taken: {error}")));
         Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
     }
 

@@ -84,7 +84,9 @@ impl Source {
             match (setting(&key), value) {
                 (None, _) => self.problems.push(format!("{name}: is an unknown setting")),
                 (Some(known), Some(text)) => self.add(known, name, text),
-                (Some(_), None) => self.problems.push(format!("{name}: is neither a text, a number, a truth value nor a list")),
+                (Some(_), None) => {
+                    self.problems.push(format!("{name}: is neither a text, a number, a truth value nor a list"))
+                }
             }
         }
         Ok(())

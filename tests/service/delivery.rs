@@ -272,8 +272,7 @@ async fn a_delivery_that_kills_its_worker_ends() {
     let store = Store::open(&support::config(url.clone())).await.expect("opens");
     let receiver = receiver(Behaviour::default()).await;
     endpoint(&store, &receiver.url(), |_| {}).await;
-    let delivery =
-        Publisher::start(&store).publish(event("a")).await.expect("published").deliveries[0].delivery_id;
+    let delivery = Publisher::start(&store).publish(event("a")).await.expect("published").deliveries[0].delivery_id;
     let mut connection = support::connection(&url).await;
     let lost = "update outstanding set state = 2, lost_count = 9, attempt_count = 10, attempt_started_at = now(),
                 lease_until = now() - interval '1 second'";
@@ -291,7 +290,8 @@ async fn a_delivery_that_kills_its_worker_ends() {
 #[tokio::test]
 async fn retry_after_holds_the_lane() {
     let running = running().await;
-    let receiver = receiver(Behaviour { retry_after: Some(3_600), ..failing_first(1, StatusCode::TOO_MANY_REQUESTS) }).await;
+    let receiver =
+        receiver(Behaviour { retry_after: Some(3_600), ..failing_first(1, StatusCode::TOO_MANY_REQUESTS) }).await;
     endpoint(&running.store, &receiver.url(), |spec| spec.max_in_flight = 1).await;
     let first = running.publish().await;
     receiver.next().await.expect("a request");

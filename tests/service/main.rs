@@ -1,7 +1,7 @@
 //! The whole service and its parts on a real PostgreSQL and real receivers.
 
+mod delivery;
 mod plans;
 mod publish;
-mod delivery;
 mod queue;
 mod support;

@@ -76,6 +76,7 @@ pub struct Settled {
 /// Completions of one statement at most: beyond it, finding a row's place in the arrays begins to weigh.
 const BATCH_MAX: usize = 256;
 
+/// The score is capped because the sum of a batch's weights may be a rounding error above 1, which the CHECK refuses.
 /// Locks the deliveries in id order (an index scan visits an array's values in order) by `outstanding_pkey`, then the
 /// endpoints' health in id order. `$1` are all ids, `$2` those that settle, `$3` those that are retried.
 pub(in crate::store) const COMPLETE: &str = "
@@ -130,7 +131,7 @@ with settled as (
   from ended e
 ), healed as (
   update endpoint_health h
-  set score = h.score * f.kept + f.added,
+  set score = least(h.score * f.kept + f.added, 1),
       consecutive_failures = case when f.had_success then f.failures else h.consecutive_failures + f.failures end,
       last_success_time = case when f.had_success then now() else h.last_success_time end,
       last_failure_time = case when f.had_failure then now() else h.last_failure_time end
