@@ -1,11 +1,10 @@
--- Everything of Hooklane stands in one schema of its own.
+-- Everything of Hooklane stands in the schema `hooklane`, which exists before this: the list of applied migrations is
+-- in it, too.
 --
 -- Ids are UUIDv7: they tell when they were drawn, so no table carries a create time of its own, newest-first lists
 -- are descending ids, and `events` is partitioned by id.
 --
 -- Numbers of states, kinds, outcomes and triggers are those of the contract (proto/hooklane/v1).
-
-create schema if not exists hooklane;
 
 -- When a UUIDv7 was drawn, to the millisecond (RFC 9562, section 5.7).
 create function hooklane.uuid_time(id uuid) returns timestamptz

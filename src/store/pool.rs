@@ -134,14 +134,12 @@ async fn check_server(pool: &PgPool) -> Result<(), ConnectError> {
 /// Applies what is missing. Replicas that start at once take turns by the migrator's advisory lock.
 pub(super) async fn migrate(pool: &PgPool) -> Result<(), ConnectError> {
     // The migrator keeps its own table in the first schema of the search path, so that schema comes first.
-    for _ in 0..10 {
+    let exists: bool = sqlx::query_scalar("select to_regnamespace('hooklane') is not null").fetch_one(pool).await?;
+    if !exists {
         match sqlx::query("create schema if not exists hooklane").execute(pool).await.map_err(Error::from) {
             // Two sessions that create it at once: one of them finds the name taken. It exists, then.
-            Err(Error::Data(_)) => continue,
-            other => {
-                other?;
-                break;
-            }
+            Ok(_) | Err(Error::Data(_)) => {}
+            Err(other) => return Err(other.into()),
         }
     }
     MIGRATOR.run(pool).await.map_err(ConnectError::Migrate)
