@@ -2,6 +2,7 @@
 //!
 //! A command is a module with `Args` (clap) and `run(args)`. What a command does belongs into its module, not here.
 
+pub mod demo;
 pub mod dev;
 pub mod listen;
 pub mod migrate;
@@ -42,6 +43,7 @@ pub struct Cli {
 
 #[derive(clap::Subcommand)]
 enum Command {
+    Demo(demo::Args),
     Dev(Box<dev::Args>),
     Serve(Box<serve::Args>),
     Migrate(migrate::Args),
@@ -52,6 +54,7 @@ impl Cli {
     /// Runs the command to its end.
     pub async fn run(self) -> Result<(), Failure> {
         match self.command {
+            Command::Demo(args) => demo::run(args).await,
             Command::Dev(args) => dev::run(*args).await,
             Command::Serve(args) => serve::run(*args).await,
             Command::Migrate(args) => migrate::run(args).await,
