@@ -1,17 +1,17 @@
 //! The gRPC server: its port, its bounds, the services on it, and how it ends.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderName, Method};
+use http::{HeaderName, HeaderValue, Method};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic_web::GrpcWebLayer;
-use tower_http::cors::{Any, CorsLayer};
+use tower_http::cors::{AllowOrigin, Any, CorsLayer};
 
 use super::connection::{self, AGE_MAX};
 use super::health::Health;
@@ -141,14 +141,40 @@ fn routes(
     routes.routes()
 }
 
-/// Any page may call, as any program may: what a call is allowed to do is decided by its credential, never by its
-/// origin, and no cookie is ever read.
+/// Pages of this machine may call, no others: while nobody is asked for a credential, any page that a browser has open
+/// could otherwise reach a service on loopback.
 fn cors() -> CorsLayer {
     let exposed = ["grpc-status", "grpc-message", "grpc-status-details-bin"].map(HeaderName::from_static);
     CorsLayer::new()
-        .allow_origin(Any)
+        .allow_origin(AllowOrigin::predicate(|origin, _| is_loopback(origin)))
         .allow_headers(Any)
         .allow_methods([Method::POST])
         .expose_headers(exposed)
         .max_age(Duration::from_secs(24 * 3600))
+}
+
+fn is_loopback(origin: &HeaderValue) -> bool {
+    let host = origin.to_str().ok().and_then(|origin| origin.parse::<http::Uri>().ok());
+    let host = host.as_ref().and_then(http::Uri::host).unwrap_or_default();
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_of_this_machine_alone_may_call() {
+        for (origin, expected) in [
+            ("http://localhost:5173", true),
+            ("http://127.0.0.1:9464", true),
+            ("http://[::1]:80", true),
+            ("https://example.com", false),
+            ("https://localhost.example.com", false),
+            ("null", false),
+        ] {
+            assert_eq!(is_loopback(&HeaderValue::from_static(origin)), expected, "{origin}");
+        }
+    }
 }

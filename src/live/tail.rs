@@ -55,6 +55,8 @@ async fn follow(
 ) {
     let mut hints = store.growth_hints();
     let mut newcomers: Vec<Joining> = Vec::new();
+    // Nobody can join any more once whoever hands out subscriptions is gone; those who are here go on.
+    let mut is_open = true;
     while ring.receiver_count() > 0 || !newcomers.is_empty() {
         hints.mark_unchanged();
         match store.timeline_since(&cursor).await {
@@ -78,7 +80,10 @@ async fn follow(
                 }
                 tokio::time::sleep(GATHER).await;
             }
-            newcomer = joiners.recv() => newcomers.extend(newcomer),
+            newcomer = joiners.recv(), if is_open => {
+                is_open = newcomer.is_some();
+                newcomers.extend(newcomer);
+            }
             () = tokio::time::sleep(POLL) => {}
         }
     }

@@ -9,7 +9,7 @@ mod write;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 
 pub(super) use self::plan::Plan;
 use self::write::{Written, write};
@@ -76,8 +76,6 @@ impl Waiting {
     }
 }
 
-/// Commits of different batches under way at once: while one waits for the disk, the other uses the processor.
-const COMMITTERS: usize = 2;
 /// Requests that may wait for a commit; beyond it callers wait in their connection.
 const WAITING_MAX: usize = 4_096;
 /// Events of one commit at most.
@@ -97,22 +95,23 @@ pub struct Publisher {
 }
 
 impl Publisher {
-    /// Starts the committers; they end when the last clone is dropped and the queue is empty.
+    /// Starts the committer; it ends when the last clone is dropped and the queue is empty.
+    ///
+    /// There is one: whoever comes while a commit is under way shares the next, and a statement costs as much as ten of
+    /// its events. Two of them halved the batches and took a third more of the database's processor time.
     pub fn start(store: &Arc<Store>) -> Self {
         let (queue, waiting) = mpsc::channel(WAITING_MAX);
-        let waiting = Arc::new(Mutex::new(Inbox { queue: waiting, carried: VecDeque::new() }));
-        for _ in 0..COMMITTERS {
-            let (store, waiting) = (Arc::clone(store), Arc::clone(&waiting));
-            tokio::spawn(async move {
-                loop {
-                    let batch = waiting.lock().await.next_batch().await;
-                    if batch.is_empty() {
-                        return;
-                    }
-                    commit(&store, batch).await;
+        let mut inbox = Inbox { queue: waiting, carried: VecDeque::new() };
+        let store = Arc::clone(store);
+        tokio::spawn(async move {
+            loop {
+                let batch = inbox.next_batch().await;
+                if batch.is_empty() {
+                    return;
                 }
-            });
-        }
+                commit(&store, batch).await;
+            }
+        });
         Self { queue }
     }
 
@@ -124,7 +123,7 @@ impl Publisher {
     }
 }
 
-/// The queue's end that the committers take turns at.
+/// The queue's end.
 struct Inbox {
     queue: mpsc::Receiver<Waiting>,
     carried: VecDeque<Waiting>,
