@@ -2,6 +2,7 @@
 //!
 //! A command is a module with `Args` (clap) and `run(args)`. What a command does belongs into its module, not here.
 
+pub mod bench;
 pub mod demo;
 pub mod dev;
 pub mod listen;
@@ -48,6 +49,9 @@ enum Command {
     Serve(Box<serve::Args>),
     Migrate(migrate::Args),
     Listen(Box<listen::Args>),
+    Bench(Box<bench::Args>),
+    #[command(hide = true)]
+    BenchReceiver(bench::receiver::Args),
 }
 
 impl Cli {
@@ -59,6 +63,8 @@ impl Cli {
             Command::Serve(args) => serve::run(*args).await,
             Command::Migrate(args) => migrate::run(args).await,
             Command::Listen(args) => listen::run(*args).await,
+            Command::Bench(args) => bench::run(*args).await,
+            Command::BenchReceiver(args) => bench::receiver::run(args).await,
         }
     }
 }

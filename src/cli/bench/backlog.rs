@@ -1,0 +1,100 @@
+//! Scenario `backlog`: a live endpoint beside a silent one, without and with a backlog that waits for the silent one.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use sqlx::types::Uuid;
+
+use super::Args;
+use super::callers::{Audience, Target};
+use super::cluster::{Cluster, execute, mean_ms, sql_failed};
+use super::measure::{self, FixedRate};
+use super::progress;
+use super::stage::Stage;
+use crate::cli::Failure;
+use crate::domain::id::EndpointId;
+
+/// What the live endpoint is offered, in events a second.
+const RATE: f64 = 200.0;
+/// The silent lane fills, the sweep has seen the backlog, caches are warm.
+const SETTLE_IN: Duration = Duration::from_secs(5);
+
+/// Rows as publishes of the last minute would have left them, an event each; `$1` is their number, `$2` whose they are.
+const FILL: &str = "
+with drawn as materialized (
+  select lpad(to_hex(floor(extract(epoch from now()) * 1000)::bigint - 60000 + n % 60000), 12, '0') as millis,
+         md5(n::text) as digits
+  from generate_series(1, $1) as n
+), ids as materialized (
+  select (millis || '7' || substr(digits, 1, 3) || '8' || substr(digits, 4, 15))::uuid as event_id,
+         (millis || '7' || substr(digits, 5, 3) || '9' || substr(digits, 8, 15))::uuid as id
+  from drawn
+), new_events as (
+  insert into hooklane.events (id, tenant, event_type, payload, content_type)
+  select event_id, 'default', 'bench.event', convert_to('{\"pad\":\"' || repeat('x', 490) || '\"}', 'UTF8'),
+         'application/json'
+  from ids
+), queued as (
+  insert into hooklane.outstanding (id, endpoint_id, event_id, due_at, state, priority, payload_format, tenant, event_type)
+  select id, $2, event_id, hooklane.uuid_time(id), 1, 2, 1, 'default', 'bench.event' from ids
+)
+insert into hooklane.timeline (time, delivery_id, endpoint_id, event_id, kind, state, priority, attempt_count,
+                               next_attempt_at, tenant, event_type)
+select hooklane.uuid_time(id), id, $2, event_id, 1, 1, 2, 0, hooklane.uuid_time(id), 'default', 'bench.event'
+from ids";
+
+/// What it measured.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct BacklogReport {
+    pub(super) rows: i64,
+    pub(super) without: FixedRate,
+    pub(super) with: FixedRate,
+    /// With over without.
+    pub(super) p99_ratio: f64,
+    /// The claim statement's mean time, with over without; none where the server does not count statements.
+    pub(super) claim_ratio: Option<f64>,
+    pub(super) claim_ms: Option<(f64, f64)>,
+    /// Requests the silent endpoint holds open.
+    pub(super) silenced: u64,
+    pub(super) peak_rss_mb: f64,
+}
+
+pub(super) async fn run(cluster: &Cluster, args: &Args) -> Result<BacklogReport, Failure> {
+    let mut stage = Stage::set(cluster, "backlog").await?;
+    let targets = stage.register(args, 2, 1).await?;
+    let (silent, live): (Vec<Target>, Vec<Target>) = targets.into_iter().partition(|target| !target.is_live);
+    let audience = Audience::InTurn(live);
+    let without = measure::fixed_rate(&mut stage, args, &audience, RATE).await?;
+
+    progress(&format!("backlog: writing {} waiting deliveries", args.backlog_rows));
+    stage.service.kill().await?;
+    fill(&stage, args.backlog_rows, &silent).await?;
+    stage.renew_service().await?;
+    tokio::time::sleep(SETTLE_IN).await;
+    let with = measure::fixed_rate(&mut stage, args, &audience, RATE).await?;
+
+    let claim_ms = mean_ms(&without.statements, "claim").zip(mean_ms(&with.statements, "claim"));
+    let report = BacklogReport {
+        rows: args.backlog_rows,
+        p99_ratio: with.latency.p99_ms / without.latency.p99_ms,
+        claim_ratio: claim_ms.map(|(without, with)| with / without),
+        claim_ms,
+        silenced: stage.receivers.report().await?.silenced,
+        peak_rss_mb: stage.peak_rss_mb(),
+        without,
+        with,
+    };
+    stage.strike().await?;
+    Ok(report)
+}
+
+async fn fill(stage: &Stage<'_>, rows: i64, silent: &[Target]) -> Result<(), Failure> {
+    let id = silent.first().and_then(|target| target.id.parse::<EndpointId>().ok());
+    let endpoint: Uuid = id.ok_or_else(|| Failure::internal("the silent endpoint has no id"))?.uuid();
+    let mut connection = stage.cluster.connect(&stage.database).await?;
+    sqlx::query(FILL).bind(rows).bind(endpoint).execute(&mut connection).await.map_err(sql_failed)?;
+    // As autovacuum would have left it, which must not run beside one of the measurements only.
+    execute(&mut connection, "vacuum analyze hooklane.outstanding").await?;
+    execute(&mut connection, "vacuum analyze hooklane.events").await?;
+    execute(&mut connection, "vacuum analyze hooklane.timeline").await
+}

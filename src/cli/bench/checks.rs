@@ -1,0 +1,80 @@
+//! What is expected of the figures, in ratios to the same machine's bare limits wherever the machine matters.
+
+use serde::Serialize;
+
+use super::load::LoadReport;
+use super::report::{Outcome, RunReport};
+
+/// The service's memory: at rest, and for each delivery it holds.
+const RSS_BASE_MB: f64 = 100.0;
+const RSS_PER_DELIVERY_MB: f64 = 0.010;
+
+/// One expectation and what was found.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Check {
+    pub(super) what: String,
+    pub(super) found: f64,
+    pub(super) wanted: String,
+    pub(super) is_met: bool,
+}
+
+fn at_least(what: String, found: f64, limit: f64) -> Check {
+    Check { what, found, wanted: format!("at least {limit}"), is_met: found >= limit }
+}
+
+fn at_most(what: String, found: f64, limit: f64) -> Check {
+    Check { what, found, wanted: format!("at most {limit:.4}"), is_met: found <= limit }
+}
+
+/// Every expectation that the scenarios that ran can tell about.
+pub(super) fn of(run: &RunReport) -> Vec<Check> {
+    let mut checks = Vec::new();
+    for scenario in &run.scenarios {
+        let name = scenario.name;
+        match &scenario.outcome {
+            Outcome::Load(load) => {
+                checks.extend(of_load(name, load));
+                match name {
+                    "one" => checks.extend(of_speed(name, load, 0.14, 0.100)),
+                    "fanout10" => checks.extend(of_speed(name, load, 0.25, 0.050)),
+                    _ => {}
+                }
+                if name == "one" && load.fixed_rate.offered_per_s >= 1_000.0 {
+                    let rate = load.fixed_rate.offered_per_s;
+                    checks.push(at_most(format!("{name}: p50 ms at {rate}/s"), load.fixed_rate.latency.p50_ms, 3.0));
+                    checks.push(at_most(format!("{name}: p99 ms at {rate}/s"), load.fixed_rate.latency.p99_ms, 10.0));
+                }
+            }
+            Outcome::Backlog(backlog) => {
+                checks.push(at_most(format!("{name}: p99 over p99 without"), backlog.p99_ratio, 1.5));
+                checks.extend(
+                    backlog.claim_ratio.map(|ratio| at_most(format!("{name}: claim time over without"), ratio, 1.5)),
+                );
+            }
+            Outcome::History(history) => {
+                checks.push(at_least(format!("{name}: delivered/s over without"), history.ratio, 0.9));
+            }
+            Outcome::Kill(kill) => {
+                checks.push(at_most(format!("{name}: broken promises"), kill.failures().len() as f64, 0.0));
+            }
+        }
+    }
+    checks
+}
+
+fn of_load(name: &str, load: &LoadReport) -> [Check; 2] {
+    let missing = load.full_load.arrivals.missing + load.fixed_rate.arrivals.missing;
+    let room = RSS_BASE_MB + RSS_PER_DELIVERY_MB * load.full_load.in_flight as f64;
+    [
+        at_most(format!("{name}: missing deliveries"), missing as f64, 0.0),
+        at_most(format!("{name}: peak RSS of the service, MB"), load.peak_rss_mb, room),
+    ]
+}
+
+fn of_speed(name: &str, load: &LoadReport, of_hyper: f64, cpu_ms: f64) -> [Check; 2] {
+    let cpu = load.full_load.cpu_ms_per_delivery.of_hooklane();
+    [
+        at_least(format!("{name}: delivered/s over bare hyper"), load.of_bare_hyper, of_hyper),
+        at_most(format!("{name}: CPU ms a delivery, service and PostgreSQL"), cpu, cpu_ms),
+    ]
+}

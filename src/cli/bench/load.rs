@@ -1,0 +1,66 @@
+//! The scenarios that load the service: who is published to, and what came of it.
+
+use serde::Serialize;
+
+use super::Args;
+use super::callers::Audience;
+use super::cluster::Cluster;
+use super::measure::{self, FixedRate, FullLoad};
+use super::stage::Stage;
+use crate::cli::Failure;
+
+/// How many endpoints there are, and who of them gets an event.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Shape {
+    pub(super) endpoints: usize,
+    /// Of those, how many never answer.
+    pub(super) silent: usize,
+    /// Whether each event goes to one endpoint, in turn, instead of to all.
+    pub(super) in_turn: bool,
+}
+
+impl Shape {
+    /// Deliveries of one event.
+    pub(super) const fn fan_out(&self) -> usize {
+        if self.in_turn { 1 } else { self.endpoints }
+    }
+}
+
+/// What a load scenario measured.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct LoadReport {
+    pub(super) endpoints: usize,
+    pub(super) silent: usize,
+    pub(super) fan_out: usize,
+    pub(super) full_load: FullLoad,
+    pub(super) fixed_rate: FixedRate,
+    /// Delivered a second at full load over the bare hyper client's requests a second.
+    pub(super) of_bare_hyper: f64,
+    pub(super) peak_rss_mb: f64,
+}
+
+/// Full load first: it leaves the service and its tables as a busy day does.
+pub(super) async fn run(
+    cluster: &Cluster,
+    args: &Args,
+    name: &str,
+    shape: Shape,
+    bare_hyper_per_s: f64,
+) -> Result<LoadReport, Failure> {
+    let mut stage = Stage::set(cluster, name).await?;
+    let targets = stage.register(args, shape.endpoints, shape.silent).await?;
+    let audience = if shape.in_turn { Audience::InTurn(targets) } else { Audience::Everyone };
+    let full_load = measure::full_load(&mut stage, args, &audience).await?;
+    let fixed_rate = measure::fixed_rate(&mut stage, args, &audience, args.rate).await?;
+    let report = LoadReport {
+        endpoints: shape.endpoints,
+        silent: shape.silent,
+        fan_out: shape.fan_out(),
+        of_bare_hyper: full_load.delivered_per_s / bare_hyper_per_s,
+        full_load,
+        fixed_rate,
+        peak_rss_mb: stage.peak_rss_mb(),
+    };
+    stage.strike().await?;
+    Ok(report)
+}

@@ -1,0 +1,242 @@
+//! What a run tells: one JSON document, or tables to read.
+
+use std::fmt::Write as _;
+
+use serde::Serialize;
+
+use super::backlog::BacklogReport;
+use super::checks::Check;
+use super::cluster::Statement;
+use super::history::HistoryReport;
+use super::kill::KillReport;
+use super::limits::Limits;
+use super::load::LoadReport;
+use super::tally::Latency;
+
+/// Everything that a run measured.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct RunReport {
+    pub(super) hooklane: &'static str,
+    pub(super) postgresql: String,
+    pub(super) cores: usize,
+    pub(super) is_debug_build: bool,
+    pub(super) callers: usize,
+    pub(super) channels: usize,
+    pub(super) payload_bytes: usize,
+    pub(super) window_s: f64,
+    /// None where no scenario is compared with them.
+    pub(super) bare: Option<Limits>,
+    pub(super) scenarios: Vec<ScenarioReport>,
+    pub(super) checks: Vec<Check>,
+}
+
+/// What one scenario measured.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct ScenarioReport {
+    pub(super) name: &'static str,
+    #[serde(flatten)]
+    pub(super) outcome: Outcome,
+}
+
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Outcome {
+    Load(Box<LoadReport>),
+    Backlog(Box<BacklogReport>),
+    History(Box<HistoryReport>),
+    Kill(KillReport),
+}
+
+impl RunReport {
+    /// Tables, and `statements` of each scenario below them.
+    pub(super) fn to_text(&self, with_statements: bool) -> String {
+        let mut out = String::new();
+        self.write(&mut out, with_statements).expect("a string takes everything");
+        out
+    }
+
+    fn write(&self, out: &mut String, with_statements: bool) -> std::fmt::Result {
+        let build = if self.is_debug_build { " (debug build: figures mean little)" } else { "" };
+        writeln!(out, "hooklane {}{build}, PostgreSQL {}", self.hooklane, self.postgresql)?;
+        writeln!(
+            out,
+            "fsync and synchronous_commit on; {} cores; {} callers on {} connections; {}-byte payloads; {} s windows",
+            self.cores, self.callers, self.channels, self.payload_bytes, self.window_s
+        )?;
+        if let Some(bare) = &self.bare {
+            writeln!(out, "\nbare limits of this run")?;
+            writeln!(
+                out,
+                "  hyper client to the same receivers, signed, {} at once {:>9.0}/s",
+                self.callers, bare.hyper_per_s
+            )?;
+            writeln!(out, "  the same rows by one connection, batches of 256       {:>9.0}/s", bare.rows_per_s)?;
+        }
+        self.write_loads(out)?;
+        for scenario in &self.scenarios {
+            match &scenario.outcome {
+                Outcome::Load(_) => {}
+                Outcome::Backlog(backlog) => write_backlog(out, backlog)?,
+                Outcome::History(history) => write_history(out, history)?,
+                Outcome::Kill(kill) => write_kill(out, kill)?,
+            }
+        }
+        if with_statements {
+            for scenario in &self.scenarios {
+                write_statements(out, scenario)?;
+            }
+        }
+        writeln!(out, "\ntargets")?;
+        for check in &self.checks {
+            let verdict = if check.is_met { "met " } else { "MISS" };
+            writeln!(out, "  {verdict}  {:<56} {:>9.3}, {}", check.what, check.found, check.wanted)?;
+        }
+        Ok(())
+    }
+
+    fn write_loads(&self, out: &mut String) -> std::fmt::Result {
+        let loads: Vec<(&str, &LoadReport)> = self
+            .scenarios
+            .iter()
+            .filter_map(|scenario| match &scenario.outcome {
+                Outcome::Load(load) => Some((scenario.name, &**load)),
+                _ => None,
+            })
+            .collect();
+        if loads.is_empty() {
+            return Ok(());
+        }
+        writeln!(
+            out,
+            "\nfull load             accepted/s  delivered/s  of hyper    p50 ms    p95 ms    p99 ms  missing  twice"
+        )?;
+        for (name, load) in &loads {
+            let full = &load.full_load;
+            writeln!(
+                out,
+                "  {name:<20}{:>10.0}{:>13.0}{:>10.3}{}{:>9}{:>7}",
+                full.accepted_per_s,
+                full.delivered_per_s,
+                load.of_bare_hyper,
+                quantiles(&full.latency),
+                full.arrivals.missing,
+                full.arrivals.repeated
+            )?;
+        }
+        writeln!(
+            out,
+            "\nfixed rate           offered ev/s  delivered/s              p50 ms    p95 ms    p99 ms  missing  twice"
+        )?;
+        for (name, load) in &loads {
+            let fixed = &load.fixed_rate;
+            writeln!(
+                out,
+                "  {name:<20}{:>10.0}{:>13.0}{:>10}{}{:>9}{:>7}",
+                fixed.offered_per_s,
+                fixed.delivered_per_s,
+                "",
+                quantiles(&fixed.latency),
+                fixed.arrivals.missing,
+                fixed.arrivals.repeated
+            )?;
+        }
+        writeln!(
+            out,
+            "\nCPU ms a delivery        service   postgres  both   callers  receivers   peak RSS MB  in flight  drained/s"
+        )?;
+        for (name, load) in &loads {
+            let cpu = &load.full_load.cpu_ms_per_delivery;
+            writeln!(
+                out,
+                "  {name:<20}{:>10.4}{:>11.4}{:>7.3}{:>9.4}{:>11.4}{:>14.1}{:>11}{:>11.0}",
+                cpu.service,
+                cpu.postgres,
+                cpu.of_hooklane(),
+                cpu.callers,
+                cpu.receivers,
+                load.peak_rss_mb,
+                load.full_load.in_flight,
+                load.full_load.drained_per_s
+            )?;
+        }
+        let failed: u64 = loads.iter().map(|(_, load)| load.full_load.arrivals.failed_calls).sum();
+        if failed > 0 { writeln!(out, "  calls that failed: {failed}") } else { Ok(()) }
+    }
+}
+
+fn quantiles(latency: &Latency) -> String {
+    format!("{:>10.2}{:>10.2}{:>10.2}", latency.p50_ms, latency.p95_ms, latency.p99_ms)
+}
+
+fn write_backlog(out: &mut String, backlog: &BacklogReport) -> std::fmt::Result {
+    let rate = backlog.with.offered_per_s;
+    writeln!(out, "\nbacklog: a live endpoint at {rate}/s beside {} waiting deliveries of a silent one", backlog.rows)?;
+    writeln!(out, "                          p50 ms    p95 ms    p99 ms")?;
+    writeln!(out, "  without             {}", quantiles(&backlog.without.latency))?;
+    writeln!(out, "  with                {}", quantiles(&backlog.with.latency))?;
+    match backlog.claim_ms {
+        Some((without, with)) => writeln!(out, "  a claim takes {with:.3} ms, without the backlog {without:.3} ms")?,
+        None => writeln!(out, "  a claim's time is not known: pg_stat_statements is not installed")?,
+    }
+    writeln!(out, "  peak RSS {:.1} MB; the silent endpoint holds {} requests", backlog.peak_rss_mb, backlog.silenced)
+}
+
+fn write_history(out: &mut String, history: &HistoryReport) -> std::fmt::Result {
+    writeln!(
+        out,
+        "\nhistory: {:.0} delivered/s beside {} settled rows, {:.0} beside none: {:.2}",
+        history.with.delivered_per_s, history.rows, history.without.delivered_per_s, history.ratio
+    )
+}
+
+fn write_kill(out: &mut String, kill: &KillReport) -> std::fmt::Result {
+    let failures = kill.failures();
+    let verdict = if failures.is_empty() { "PASS" } else { "FAIL" };
+    writeln!(
+        out,
+        "\nkill: {verdict}: {} kills of the service, {} of PostgreSQL, {} events and {} deliveries acknowledged in {:.0} s",
+        kill.service_kills,
+        kill.postgres_restarts,
+        kill.acknowledged_events,
+        kill.acknowledged_deliveries,
+        kill.seconds
+    )?;
+    writeln!(
+        out,
+        "  never arrived {}, arrived twice {} ({} attempts were in flight at the faults), LOST in the timeline {}",
+        kill.lost_deliveries, kill.duplicates, kill.in_flight, kill.lost_attempts
+    )?;
+    writeln!(
+        out,
+        "  calls that failed {}; resumed {:.1} s after PostgreSQL was back",
+        kill.failed_calls, kill.resumed_s
+    )?;
+    failures.iter().try_for_each(|failure| writeln!(out, "  FAIL: {failure}"))
+}
+
+fn write_statements(out: &mut String, scenario: &ScenarioReport) -> std::fmt::Result {
+    let groups: Vec<(&str, &[Statement])> = match &scenario.outcome {
+        Outcome::Load(load) => {
+            vec![("full load", &load.full_load.statements), ("fixed rate", &load.fixed_rate.statements)]
+        }
+        Outcome::Backlog(it) => vec![("without", &it.without.statements), ("with", &it.with.statements)],
+        Outcome::History(it) => vec![("without", &it.without.statements), ("with", &it.with.statements)],
+        Outcome::Kill(_) => Vec::new(),
+    };
+    for (title, statements) in groups {
+        writeln!(
+            out,
+            "\n{}, {title}: statements          calls      rows   rows/call  total ms   mean ms",
+            scenario.name
+        )?;
+        for one in statements {
+            let each = one.rows as f64 / one.calls.max(1) as f64;
+            writeln!(
+                out,
+                "  {:<40.40}{:>10}{:>10}{each:>12.1}{:>10.0}{:>10.3}",
+                one.name, one.calls, one.rows, one.total_ms, one.mean_ms
+            )?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,70 @@
+//! The time that a payload carries from its publisher to its receiver, and the clock that both read.
+//!
+//! The stamp is found by its marker in whatever body the service made around the payload.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+
+const MARKER: &[u8] = b"\"sent_ns\":";
+/// Nanoseconds since the epoch have 19 digits until the year 2286.
+const DIGITS: usize = 19;
+/// `{"sent_ns":`, the digits, `,"pad":"` and `"}`.
+const BYTES_MIN: usize = 1 + MARKER.len() + DIGITS + 8 + 2;
+
+/// Nanoseconds since the epoch.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "processes of one machine share its clock, and nothing is due by it here"
+)]
+pub(super) fn wall_ns() -> u64 {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since_epoch.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Makes JSON payloads of one size, each with its stamp.
+#[derive(Debug, Clone)]
+pub(super) struct Payloads {
+    template: Vec<u8>,
+}
+
+impl Payloads {
+    /// Payloads of `bytes` bytes, or of the fewest that hold a stamp.
+    pub(super) fn of(bytes: usize) -> Self {
+        let pad = "x".repeat(bytes.saturating_sub(BYTES_MIN));
+        let zeros = "0".repeat(DIGITS);
+        Self { template: format!("{{\"sent_ns\":{zeros},\"pad\":\"{pad}\"}}").into_bytes() }
+    }
+
+    /// The payload that was sent at `sent_ns`.
+    pub(super) fn stamped(&self, sent_ns: u64) -> Bytes {
+        let mut payload = self.template.clone();
+        let digits = format!("{sent_ns:0>DIGITS$}");
+        let start = 1 + MARKER.len();
+        payload[start..start + DIGITS].copy_from_slice(&digits.as_bytes()[..DIGITS]);
+        payload.into()
+    }
+}
+
+/// When the payload inside `body` was sent.
+pub(super) fn sent_ns(body: &[u8]) -> Option<u64> {
+    let marker = body.windows(MARKER.len()).position(|window| window == MARKER)?;
+    let digits = body.get(marker + MARKER.len()..)?.get(..DIGITS)?;
+    std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stamp_is_found_inside_an_envelope_and_the_size_is_kept() {
+        let now = wall_ns();
+        let payload = Payloads::of(500).stamped(now);
+        assert_eq!(payload.len(), 500);
+        assert!(serde_json::from_slice::<serde_json::Value>(&payload).is_ok());
+        let envelope = [b"{\"id\":\"evt_1\",\"data\":".as_slice(), &payload, b"}"].concat();
+        assert_eq!(sent_ns(&envelope), Some(now));
+        assert_eq!(sent_ns(b"{\"sent_ns\":12}"), None);
+    }
+}
