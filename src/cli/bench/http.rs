@@ -55,7 +55,7 @@ impl Receivers {
         format!("http://{}/silent/{number}", self.silent)
     }
 
-    /// Counts everything anew.
+    /// Counts arrivals anew.
     pub(super) async fn reset(&self) -> Result<Report, Failure> {
         self.get("/reset").await
     }

@@ -31,7 +31,7 @@ pub(super) struct Report {
     pub(super) arrived: u64,
     /// Of those, how many were for a delivery that had arrived before.
     pub(super) repeated: u64,
-    /// Requests that the silent address has read.
+    /// Requests that the silent address has read, ever.
     pub(super) silenced: u64,
     /// Arrivals without a stamp: nobody's but a mistake's.
     pub(super) unstamped: u64,
@@ -94,9 +94,9 @@ impl Tally {
         self.window.reset();
     }
 
-    /// Everything is counted anew.
+    /// Everything is counted anew but what stays unanswered: that goes on.
     pub(super) fn reset(&mut self) {
-        *self = Self::new(self.record.is_some());
+        *self = Self { silenced: self.silenced, ..Self::new(self.record.is_some()) };
     }
 
     pub(super) fn report(&self) -> Report {
