@@ -46,6 +46,21 @@ pub struct NewEvent {
     pub endpoint_ids: Vec<EndpointId>,
 }
 
+impl NewEvent {
+    /// The event it became.
+    pub fn into_event(self, id: EventId) -> Event {
+        Event {
+            id,
+            tenant: self.tenant,
+            event_type: self.event_type,
+            payload: self.payload,
+            content_type: self.content_type,
+            idempotency_key: self.idempotency_key,
+            metadata: self.metadata,
+        }
+    }
+}
+
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;

@@ -1,14 +1,23 @@
 //! A lane: what the scheduler knows of one endpoint with work. Pure bookkeeping; every instant is passed in.
 
-use std::time::Instant;
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 use crate::domain::time::Timestamp;
 
-/// One endpoint's place in the scheduler.
+/// One endpoint's place in the scheduler; `R` is a claimed delivery that is ready to be sent.
 #[derive(Debug)]
-pub(super) struct Lane {
-    /// Requests under way, and rows asked for in a claim under way.
-    in_flight: u32,
+pub(super) struct Lane<R> {
+    /// Requests under way.
+    running: u32,
+    /// Claimed ahead of the cap, to be started as soon as others end.
+    ready: VecDeque<R>,
+    /// Since when the first of `ready` waits, at least.
+    ready_since: Instant,
+    /// Rows asked for in a claim under way.
+    asked: u32,
+    /// Requests that ended since the last claim: how fast the endpoint is.
+    ended: u32,
     max_in_flight: u32,
     /// Whether work may be due.
     awake: bool,
@@ -25,16 +34,31 @@ pub(super) struct Lane {
     last_active: Instant,
 }
 
+/// What a hungry lane asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Appetite {
+    /// Rows to claim now; 0 when the lane is not hungry.
+    pub(super) room: u32,
+    /// Rows it holds.
+    pub(super) held: u32,
+    /// How many beyond its cap it may hold.
+    pub(super) ahead: u32,
+}
+
 /// Rows claimed for one lane in one statement.
 const CLAIM_MAX: u32 = 256;
 /// How far behind the newest claimed row a lane looks again, in microseconds: commits of the same moment may come later.
 const LOOK_BACK_MICROS: i64 = 250_000;
 
-impl Lane {
+impl<R> Lane<R> {
     /// A lane about which nothing is known but that it may have work.
     pub(super) const fn new(max_in_flight: u32, now: Instant) -> Self {
         Self {
-            in_flight: 0,
+            running: 0,
+            ready: VecDeque::new(),
+            ready_since: now,
+            asked: 0,
+            ended: 0,
             max_in_flight,
             awake: false,
             claiming: false,
@@ -52,31 +76,34 @@ impl Lane {
         self.low_water = self.low_water.min(at);
     }
 
-    /// How many rows to claim now; 0 when the lane is not hungry. `is_crowded` says that the process as a whole has
-    /// as many requests under way as it should: then a lane gets one at a time.
-    pub(super) fn room(&self, now: Instant, is_crowded: bool) -> u32 {
-        let is_held = self.held_until.is_some_and(|until| until > now);
-        if !self.awake || self.claiming || is_held {
-            return 0;
-        }
-        let cap = if is_crowded { 1 } else { self.max_in_flight };
-        cap.saturating_sub(self.in_flight).min(CLAIM_MAX)
+    /// What to claim now. `is_crowded` says that the process as a whole has as many requests under way as it should:
+    /// then a lane gets one at a time.
+    ///
+    /// A lane claims ahead of its cap as many as ended since its last claim, so that an endpoint that answers at once
+    /// never waits for the database, and one that does not answer holds nothing it cannot send.
+    pub(super) fn appetite(&self, now: Instant, is_crowded: bool) -> Appetite {
+        let (cap, ahead) = if is_crowded { (1, 0) } else { (self.max_in_flight, self.ended.min(self.max_in_flight)) };
+        let held = self.held();
+        let is_hungry = self.awake && !self.claiming && !self.is_held(now);
+        let room = if is_hungry { (cap + ahead).saturating_sub(held).min(CLAIM_MAX) } else { 0 };
+        Appetite { room, held, ahead }
     }
 
     /// A claim of `room` rows begins; answers where it may start.
     pub(super) fn begin_claim(&mut self, room: u32) -> Timestamp {
         self.claiming = true;
         self.awake = false;
-        self.in_flight += room;
+        self.ended = 0;
+        self.asked = room;
         self.low_water
     }
 
-    /// The claim of `room` rows, begun at `asked_at`, gave `taken`, the last of them due at `last_due`.
-    pub(super) fn end_claim(&mut self, room: u32, taken: u32, last_due: Option<Timestamp>, asked_at: Timestamp) {
+    /// The claim, begun at `asked_at`, gave `taken` rows, the last of them due at `last_due`, where the endpoint's own
+    /// cap admitted `admitted`.
+    pub(super) fn end_claim(&mut self, taken: u32, admitted: u32, last_due: Option<Timestamp>, asked_at: Timestamp) {
         self.claiming = false;
-        self.in_flight = self.in_flight.saturating_sub(room - taken.min(room));
-        // The statement gives no more than the endpoint's own cap admits, which may be lower than the lane knew.
-        let is_exhausted = taken < room && self.in_flight < self.max_in_flight;
+        let is_exhausted = taken < self.asked.min(admitted);
+        self.asked = 0;
         // Woken meanwhile: `wake` has lowered the mark to what it was told of, and it must stay there.
         let was_woken = self.awake;
         self.awake |= !is_exhausted;
@@ -89,15 +116,46 @@ impl Lane {
     }
 
     /// The claim failed: everything is as before it.
-    pub(super) const fn abandon_claim(&mut self, room: u32) {
+    pub(super) const fn abandon_claim(&mut self) {
         self.claiming = false;
         self.awake = true;
-        self.in_flight = self.in_flight.saturating_sub(room);
+        self.asked = 0;
+    }
+
+    /// A claimed delivery is ready to be sent.
+    pub(super) fn make_ready(&mut self, ready: R, now: Instant) {
+        if self.ready.is_empty() {
+            self.ready_since = now;
+        }
+        self.ready.push_back(ready);
+    }
+
+    /// The next delivery to send, if one is ready and the cap admits it: its request is under way from here on.
+    pub(super) fn start_next(&mut self, now: Instant) -> Option<R> {
+        if self.running >= self.max_in_flight || self.is_held(now) {
+            return None;
+        }
+        let next = self.ready.pop_front()?;
+        self.ready_since = now;
+        self.running += 1;
+        Some(next)
+    }
+
+    /// Gives up what is ready but could not be started: for longer than `patience`, or at all where that is `None`.
+    pub(super) fn give_up_ready(&mut self, now: Instant, patience: Option<Duration>) -> Vec<R> {
+        let is_patient = patience.is_some_and(|patience| now.saturating_duration_since(self.ready_since) < patience);
+        if is_patient || self.ready.is_empty() {
+            return Vec::new();
+        }
+        self.ended = 0;
+        self.awake = true;
+        self.ready.drain(..).collect()
     }
 
     /// A request has ended.
     pub(super) fn end_attempt(&mut self, now: Instant) {
-        self.in_flight = self.in_flight.saturating_sub(1);
+        self.running = self.running.saturating_sub(1);
+        self.ended = self.ended.saturating_add(1);
         self.last_active = now;
     }
 
@@ -112,76 +170,118 @@ impl Lane {
     }
 
     /// Whether nothing is lost by forgetting the lane.
-    pub(super) fn is_idle(&self, now: Instant, idle_after: std::time::Duration) -> bool {
-        self.in_flight == 0
+    pub(super) fn is_idle(&self, now: Instant, idle_after: Duration) -> bool {
+        self.held() == 0
             && !self.awake
             && !self.claiming
             && self.alarms == 0
-            && self.held_until.is_none_or(|until| until <= now)
+            && !self.is_held(now)
             && now.saturating_duration_since(self.last_active) > idle_after
     }
 
-    /// Requests under way, and rows asked for.
-    pub(super) const fn in_flight(&self) -> u32 {
-        self.in_flight
+    fn is_held(&self, now: Instant) -> bool {
+        self.held_until.is_some_and(|until| until > now)
+    }
+
+    /// Requests under way, rows that are ready, rows asked for.
+    fn held(&self) -> u32 {
+        self.running + u32::try_from(self.ready.len()).unwrap_or(u32::MAX) + self.asked
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn at(seconds: i64) -> Timestamp {
         Timestamp::from_micros(seconds * 1_000_000)
     }
 
-    #[test]
-    fn a_lane_is_hungry_only_with_work_room_and_no_hold() {
-        let now = Instant::now();
-        let mut lane = Lane::new(3, now);
-        assert_eq!(lane.room(now, false), 0);
+    fn awake(max_in_flight: u32, now: Instant) -> Lane<u8> {
+        let mut lane = Lane::new(max_in_flight, now);
         lane.wake(at(1));
-        assert_eq!((lane.room(now, false), lane.room(now, true)), (3, 1));
-        lane.hold(now + Duration::from_secs(1));
-        assert_eq!(lane.room(now, false), 0);
-        assert_eq!(lane.room(now + Duration::from_secs(1), false), 3);
+        lane
     }
 
     #[test]
-    fn a_claim_reserves_its_room_and_gives_back_what_it_did_not_take() {
+    fn a_lane_is_hungry_only_with_work_room_and_no_hold() {
         let now = Instant::now();
-        let mut lane = Lane::new(3, now);
-        lane.wake(at(1));
+        assert_eq!(Lane::<u8>::new(3, now).appetite(now, false).room, 0);
+        let mut lane = awake(3, now);
+        assert_eq!((lane.appetite(now, false).room, lane.appetite(now, true).room), (3, 1));
+        lane.hold(now + Duration::from_secs(1));
+        assert_eq!(lane.appetite(now, false).room, 0);
+        assert_eq!(lane.appetite(now + Duration::from_secs(1), false).room, 3);
+    }
+
+    #[test]
+    fn a_claim_that_gives_less_than_it_may_puts_the_lane_to_sleep() {
+        let now = Instant::now();
+        let mut lane = awake(3, now);
         lane.begin_claim(3);
-        assert_eq!((lane.in_flight(), lane.room(now, false)), (3, 0));
-        lane.end_claim(3, 1, Some(at(1)), at(10));
-        assert_eq!(lane.in_flight(), 1);
-        assert_eq!(lane.room(now, false), 0, "nothing more is due");
+        assert_eq!(lane.appetite(now, false), Appetite { room: 0, held: 3, ahead: 0 });
+        lane.end_claim(1, 3, Some(at(1)), at(10));
+        lane.make_ready(7, now);
+        assert_eq!(lane.appetite(now, false), Appetite { room: 0, held: 1, ahead: 0 });
+        assert_eq!((lane.start_next(now), lane.start_next(now)), (Some(7), None));
         lane.end_attempt(now);
         assert!(lane.is_idle(now + Duration::from_secs(2), Duration::from_secs(1)));
     }
 
     #[test]
     fn a_full_claim_stays_awake_and_goes_on_behind_what_it_took() {
-        let mut lane = Lane::new(2, Instant::now());
-        lane.wake(at(1));
+        let now = Instant::now();
+        let mut lane = awake(2, now);
         lane.begin_claim(2);
         lane.end_claim(2, 2, Some(at(5)), at(10));
-        lane.end_attempt(Instant::now());
-        assert_eq!(lane.room(Instant::now(), false), 1);
-        assert_eq!(lane.begin_claim(1).micros(), at(5).micros() - LOOK_BACK_MICROS);
+        assert_eq!(lane.appetite(now, false).room, 2);
+        assert_eq!(lane.begin_claim(2).micros(), at(5).micros() - LOOK_BACK_MICROS);
+    }
+
+    #[test]
+    fn no_more_requests_run_than_the_cap_admits_however_many_are_ready() {
+        let now = Instant::now();
+        let mut lane = awake(2, now);
+        for number in 0..4 {
+            lane.make_ready(number, now);
+        }
+        assert_eq!((lane.start_next(now), lane.start_next(now), lane.start_next(now)), (Some(0), Some(1), None));
+        lane.end_attempt(now);
+        assert_eq!((lane.start_next(now), lane.start_next(now)), (Some(2), None));
+    }
+
+    #[test]
+    fn a_lane_claims_ahead_only_as_far_as_its_endpoint_is_quick() {
+        let now = Instant::now();
+        let mut lane = awake(2, now);
+        lane.make_ready(0, now);
+        lane.make_ready(1, now);
+        while lane.start_next(now).is_some() {}
+        assert_eq!(lane.appetite(now, false).room, 0, "nothing has ended: nothing ahead");
+        lane.end_attempt(now);
+        assert_eq!(lane.appetite(now, false), Appetite { room: 2, held: 1, ahead: 1 });
+    }
+
+    #[test]
+    fn what_is_ready_and_cannot_start_is_given_up() {
+        let now = Instant::now();
+        let mut lane = awake(1, now);
+        lane.make_ready(0, now);
+        lane.make_ready(1, now);
+        lane.start_next(now);
+        let patience = Some(Duration::from_secs(1));
+        assert!(lane.give_up_ready(now, patience).is_empty());
+        assert_eq!(lane.give_up_ready(now + Duration::from_secs(1), patience), [1]);
     }
 
     #[test]
     fn a_hint_during_a_claim_is_not_lost() {
-        let mut lane = Lane::new(2, Instant::now());
-        lane.wake(at(1));
+        let now = Instant::now();
+        let mut lane = awake(2, now);
         lane.begin_claim(2);
         lane.wake(at(3));
-        lane.end_claim(2, 0, None, at(10));
-        assert_eq!(lane.room(Instant::now(), false), 2);
+        lane.end_claim(0, 2, None, at(10));
+        assert_eq!(lane.appetite(now, false).room, 2);
         assert!(lane.begin_claim(1) <= at(3));
     }
 }

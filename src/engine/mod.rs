@@ -7,6 +7,7 @@
 pub mod maintenance;
 
 mod attempt;
+mod claims;
 mod completer;
 mod lane;
 mod leases;

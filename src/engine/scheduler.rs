@@ -11,7 +11,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::attempt::{self, Ended, Ready};
-use super::lane::Lane;
+use super::claims::{Done, claim, release};
+use super::lane::{Appetite, Lane};
 use super::{COMPLETIONS_MAX, Config, Shared};
 use crate::domain::endpoint::MAX_IN_FLIGHT_DEFAULT;
 use crate::domain::id::EndpointId;
@@ -34,6 +35,8 @@ const SWEEP_EVERY_MAX: Duration = Duration::from_secs(4);
 const SWEEP_EVERY_MIN: Duration = Duration::from_secs(1);
 /// A lane without work is forgotten after this.
 const IDLE_AFTER: Duration = Duration::from_secs(60);
+/// What was claimed ahead is handed back when it could not be started for this long.
+const READY_MAX: Duration = Duration::from_secs(1);
 /// The wait after a failed claim.
 const CLAIM_RETRY: Duration = Duration::from_millis(250);
 
@@ -47,7 +50,7 @@ pub(super) async fn run(shared: &Arc<Shared>, config: &Config, shutdown: Cancell
         lanes: HashMap::new(),
         hungry: VecDeque::new(),
         alarms: BTreeSet::new(),
-        in_flight: 0,
+        held: 0,
         claims: JoinSet::new(),
         paused_until: None,
         ended: ended_sender,
@@ -78,22 +81,28 @@ pub(super) async fn run(shared: &Arc<Shared>, config: &Config, shutdown: Cancell
             () = sleep_until(alarm) => scheduler.ring_alarms(),
         }
     }
-    // What is being claimed right now has not been started: it goes back.
-    while let Some(Ok(claim)) = scheduler.claims.join_next().await {
-        release(shared, claim.outcome.map(|done| done.claimed).unwrap_or_default()).await;
+    // What has not been started goes back: claimed ahead, or being claimed right now.
+    let now = Instant::now();
+    let mut unstarted: Vec<Claimed> = Vec::new();
+    for lane in scheduler.lanes.values_mut() {
+        unstarted.extend(lane.give_up_ready(now, None).into_iter().map(|ready| ready.claimed));
     }
+    while let Some(Ok(claim)) = scheduler.claims.join_next().await {
+        unstarted.extend(claim.outcome.map(|done| done.claimed).unwrap_or_default());
+    }
+    release(shared, unstarted).await;
 }
 
 struct Scheduler {
     shared: Arc<Shared>,
     in_flight_max: usize,
-    lanes: HashMap<EndpointId, Lane>,
+    lanes: HashMap<EndpointId, Lane<Ready>>,
     /// Lanes that may be hungry, in turn, each once.
     hungry: VecDeque<EndpointId>,
     /// When to wake which lane.
     alarms: BTreeSet<(Timestamp, EndpointId)>,
-    /// Requests under way.
-    in_flight: usize,
+    /// Requests under way, rows ready to be sent and rows asked for.
+    held: usize,
     claims: JoinSet<Claim>,
     /// Set while the database does not answer claims.
     paused_until: Option<Instant>,
@@ -105,14 +114,6 @@ struct Claim {
     asked: Vec<LaneRequest>,
     asked_at: Timestamp,
     outcome: store::Result<Done>,
-}
-
-#[derive(Default)]
-struct Done {
-    /// Everything that was claimed.
-    claimed: Vec<Claimed>,
-    /// What of it can be sent.
-    ready: Vec<Ready>,
 }
 
 impl Scheduler {
@@ -140,6 +141,8 @@ impl Scheduler {
     fn take_in_sweep(&mut self, found: Vec<Due>) {
         let now = Instant::now();
         self.lanes.retain(|_, lane| !lane.is_idle(now, IDLE_AFTER));
+        let stuck = self.lanes.values_mut().flat_map(|lane| lane.give_up_ready(now, Some(READY_MAX))).collect();
+        self.hand_back(stuck);
         found.into_iter().for_each(|due| self.learn(due));
     }
 
@@ -192,7 +195,7 @@ impl Scheduler {
 
     /// Results that wait for the database must not pile up.
     fn may_claim(&self) -> bool {
-        let unsettled = self.shared.leases.len().saturating_sub(self.in_flight);
+        let unsettled = self.shared.leases.len().saturating_sub(self.held);
         self.paused_until.is_none() && unsettled < COMPLETIONS_MAX
     }
 
@@ -202,17 +205,16 @@ impl Scheduler {
         let mut rows = 0;
         while asked.len() < LANES_MAX && rows < ROWS_MAX {
             let Some(endpoint) = self.hungry.pop_front() else { break };
-            let is_crowded = self.in_flight >= self.in_flight_max;
+            let is_crowded = self.held >= self.in_flight_max;
             let Some(lane) = self.lanes.get_mut(&endpoint) else { continue };
             lane.queued = false;
-            let room = lane.room(now, is_crowded);
+            let Appetite { room, held, ahead } = lane.appetite(now, is_crowded);
             if room == 0 {
                 continue;
             }
             rows += room;
-            self.in_flight += room as usize;
-            let in_flight = lane.in_flight();
-            asked.push(LaneRequest { endpoint, room, in_flight, low_water: lane.begin_claim(room) });
+            self.held += room as usize;
+            asked.push(LaneRequest { endpoint, room, held, ahead, low_water: lane.begin_claim(room) });
         }
         asked
     }
@@ -224,9 +226,9 @@ impl Scheduler {
                 tracing::warn!(%error, lanes = claim.asked.len(), "nothing could be claimed; trying again");
                 self.paused_until = Some(Instant::now() + CLAIM_RETRY);
                 for request in claim.asked {
-                    self.in_flight -= request.room as usize;
+                    self.held -= request.room as usize;
                     if let Some(lane) = self.lanes.get_mut(&request.endpoint) {
-                        lane.abandon_claim(request.room);
+                        lane.abandon_claim();
                     }
                     self.queue(request.endpoint);
                 }
@@ -239,32 +241,37 @@ impl Scheduler {
             *count += 1;
             *last = (*last).max(one.due_at);
         }
-        for ready in &done.ready {
-            if let Some(lane) = self.lanes.get_mut(&ready.claimed.endpoint) {
-                lane.set_max_in_flight(ready.endpoint.max_in_flight);
-            }
-        }
+        let caps: HashMap<EndpointId, u32> =
+            done.ready.iter().map(|ready| (ready.claimed.endpoint, ready.endpoint.max_in_flight)).collect();
         for request in &claim.asked {
             let (count, last) = taken.get(&request.endpoint).map_or((0, None), |(count, last)| (*count, Some(*last)));
-            self.in_flight -= (request.room - count.min(request.room)) as usize;
+            self.held -= (request.room - count.min(request.room)) as usize;
             if let Some(lane) = self.lanes.get_mut(&request.endpoint) {
-                lane.end_claim(request.room, count, last, claim.asked_at);
+                let cap = caps.get(&request.endpoint).copied();
+                cap.into_iter().for_each(|cap| lane.set_max_in_flight(cap));
+                // The statement keeps to the endpoint's own cap, which may be lower than the lane knew.
+                let admitted = cap.map_or(request.room, |cap| (cap + request.ahead).saturating_sub(request.held));
+                lane.end_claim(count, admitted, last, claim.asked_at);
             }
             self.queue(request.endpoint);
         }
         self.dispatch(done);
+        for request in &claim.asked {
+            self.start_ready(request.endpoint);
+        }
     }
 
-    /// Starts the requests of what was claimed; ends at once what is not to be sent.
+    /// Makes what was claimed ready; ends at once what is not to be sent.
     fn dispatch(&mut self, done: Done) {
+        let now = Instant::now();
         self.shared.leases.hold(done.claimed.iter().map(|one| (one.id, one.claim_gen)));
         let mut unsent: HashMap<_, Claimed> = done.claimed.into_iter().map(|one| (one.id, one)).collect();
         for ready in done.ready {
             unsent.remove(&ready.claimed.id);
-            self.shared.attempts.spawn(attempt::run(Arc::clone(&self.shared), ready, self.ended.clone()));
+            self.lane(ready.claimed.endpoint, now).make_ready(ready, now);
         }
+        self.held -= unsent.len();
         for claimed in unsent.into_values() {
-            self.end_attempt(Ended { endpoint: claimed.endpoint, hold: None });
             let settlement = attempt::without_request(&claimed)
                 .unwrap_or_else(|| store::Settlement::Failed("the event's payload is no longer kept".to_owned()));
             let completion = attempt::completion_without_request(&claimed, settlement);
@@ -275,69 +282,55 @@ impl Scheduler {
         }
     }
 
+    /// Starts requests while the lane's cap admits them.
+    fn start_ready(&mut self, endpoint: EndpointId) {
+        let now = Instant::now();
+        let Some(lane) = self.lanes.get_mut(&endpoint) else { return };
+        while let Some(ready) = lane.start_next(now) {
+            self.shared.attempts.spawn(attempt::run(Arc::clone(&self.shared), ready, self.ended.clone()));
+        }
+    }
+
     fn end_attempt(&mut self, ended: Ended) {
         let now = Instant::now();
-        self.in_flight = self.in_flight.saturating_sub(1);
+        self.held = self.held.saturating_sub(1);
         let Some(lane) = self.lanes.get_mut(&ended.endpoint) else { return };
         lane.end_attempt(now);
         match ended.hold {
-            None => self.queue(ended.endpoint),
+            None => {
+                self.start_ready(ended.endpoint);
+                self.queue(ended.endpoint);
+            }
             Some(wait) => {
                 lane.hold(now + wait);
+                let unstarted = lane.give_up_ready(now, None);
+                self.hand_back(unstarted);
                 let at = self.shared.store.clock().now().plus(wait);
                 self.set_alarm(Due { endpoint: ended.endpoint, at }, now);
             }
         }
     }
 
-    fn lane(&mut self, endpoint: EndpointId, now: Instant) -> &mut Lane {
+    /// Hands back what was claimed ahead and cannot be started soon: a changed endpoint, a cancel or another replica
+    /// should find it as it is.
+    fn hand_back(&mut self, unstarted: Vec<Ready>) {
+        if unstarted.is_empty() {
+            return;
+        }
+        self.held -= unstarted.len();
+        let claimed: Vec<Claimed> = unstarted.into_iter().map(|ready| ready.claimed).collect();
+        self.shared.leases.drop_all(claimed.iter().map(|one| one.id));
+        let shared = Arc::clone(&self.shared);
+        self.shared.attempts.spawn(async move { release(&shared, claimed).await });
+    }
+
+    fn lane(&mut self, endpoint: EndpointId, now: Instant) -> &mut Lane<Ready> {
         let roster = &self.shared.roster;
         self.lanes.entry(endpoint).or_insert_with(|| {
             // A guess where the endpoint is unknown: the claim keeps to the endpoint's own cap and tells it.
             let max = roster.known(endpoint).map_or(MAX_IN_FLIGHT_DEFAULT, |known| known.max_in_flight);
             Lane::new(max, now)
         })
-    }
-}
-
-/// Claims for the lanes and reads what their requests need.
-async fn claim(shared: &Shared, asked: &[LaneRequest]) -> store::Result<Done> {
-    let claimed = shared.store.claim(asked).await?;
-    if claimed.is_empty() {
-        return Ok(Done::default());
-    }
-    match prepare(shared, &claimed).await {
-        Ok(ready) => Ok(Done { claimed, ready }),
-        Err(error) => {
-            // Claimed but not to be sent now: better handed back than left to lapse.
-            release(shared, claimed).await;
-            Err(error)
-        }
-    }
-}
-
-async fn prepare(shared: &Shared, claimed: &[Claimed]) -> store::Result<Vec<Ready>> {
-    let sendable = || claimed.iter().filter(|one| attempt::without_request(one).is_none());
-    let versions = sendable().map(|one| (one.endpoint, one.endpoint_version)).collect();
-    let endpoints = shared.roster.current(&shared.store, &versions).await?;
-    let events = shared.store.payloads(&sendable().map(|one| one.event).collect::<Vec<_>>()).await?;
-    let ready = |one: &Claimed| {
-        Some(Ready {
-            claimed: one.clone(),
-            endpoint: Arc::clone(endpoints.get(&one.endpoint)?),
-            event: Arc::clone(events.get(&one.event)?),
-        })
-    };
-    Ok(sendable().filter_map(ready).collect())
-}
-
-async fn release(shared: &Shared, claimed: Vec<Claimed>) {
-    if claimed.is_empty() {
-        return;
-    }
-    let claims: Vec<_> = claimed.iter().map(|one| (one.id, one.claim_gen)).collect();
-    if let Err(error) = shared.store.release(&claims).await {
-        tracing::warn!(%error, claims = claims.len(), "claims were not handed back; their leases will lapse");
     }
 }
 

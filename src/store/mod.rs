@@ -16,6 +16,7 @@ pub mod plans;
 mod pool;
 mod publish;
 mod queue;
+mod recent;
 mod tail;
 mod types;
 
@@ -38,6 +39,7 @@ pub use self::tail::{Cursor, TimelineEvent, TransitionKind};
 
 use self::backlog::Backlog;
 use self::directory::Directory;
+use self::recent::Recent;
 
 /// The database, as the rest of the program sees it.
 #[derive(Debug)]
@@ -49,6 +51,7 @@ pub struct Store {
     clock: DbClock,
     directory: Directory,
     backlog: Backlog,
+    recent: Recent,
     /// Names this process in attempts.
     replica: String,
     /// Endpoints with new work, for whoever drives lanes in this process. A hint, never needed for correctness.
@@ -71,6 +74,7 @@ impl Store {
             clock,
             directory: Directory::default(),
             backlog,
+            recent: Recent::default(),
             replica: config.replica.clone(),
             due: tokio::sync::broadcast::channel(DUE_HINTS_MAX).0,
             grown: tokio::sync::watch::channel(0).0,

@@ -20,7 +20,7 @@ pub struct Guarded {
 
 /// See [`super::Store::claim`].
 pub const CLAIM: Guarded =
-    Guarded { name: "claim", sql: queue::CLAIM, types: "uuid[], int[], timestamptz[], float8, text, int[]" };
+    Guarded { name: "claim", sql: queue::CLAIM, types: "uuid[], int[], timestamptz[], float8, text, int[], int[]" };
 /// See [`super::Store::complete`].
 pub const COMPLETE: Guarded = Guarded {
     name: "complete",

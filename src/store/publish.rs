@@ -1,13 +1,14 @@
 //! Publishing: callers in flight share commits.
 //!
-//! Requests queue up while a commit is under way and the next commit takes all of them; nobody waits for company. A
-//! batch that a row spoils is halved until the row stands alone.
+//! Requests queue up while a commit is under way and the next commit takes all of them; a caller alone waits for no
+//! company. A batch that a row spoils is halved until the row stands alone.
 
 mod plan;
 mod write;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -101,7 +102,7 @@ impl Publisher {
     /// its events. Two of them halved the batches and took a third more of the database's processor time.
     pub fn start(store: &Arc<Store>) -> Self {
         let (queue, waiting) = mpsc::channel(WAITING_MAX);
-        let mut inbox = Inbox { queue: waiting, carried: VecDeque::new() };
+        let mut inbox = Inbox { queue: waiting, carried: VecDeque::new(), answered: 0 };
         let store = Arc::clone(store);
         tokio::spawn(async move {
             loop {
@@ -127,7 +128,14 @@ impl Publisher {
 struct Inbox {
     queue: mpsc::Receiver<Waiting>,
     carried: VecDeque<Waiting>,
+    /// How many the batch before had.
+    answered: usize,
 }
+
+/// From this many on, a batch's callers are waited for: they are likely to come back at once.
+const BUSY_FROM: usize = 8;
+/// How long they are waited for.
+const RETURN_MAX: Duration = Duration::from_millis(1);
 
 impl Inbox {
     /// Everything that waits, up to the bounds of a batch; waits for the first. Empty when there will be no more.
@@ -135,6 +143,10 @@ impl Inbox {
         if self.carried.is_empty() {
             let mut received = Vec::with_capacity(BATCH_EVENTS_MAX);
             self.queue.recv_many(&mut received, BATCH_EVENTS_MAX).await;
+            if self.answered >= BUSY_FROM {
+                self.wait_for_return(&mut received).await;
+            }
+            self.answered = received.len();
             self.carried.extend(received);
         }
         let mut bytes = 0;
@@ -146,6 +158,22 @@ impl Inbox {
             batch.push(next);
         }
         batch
+    }
+}
+
+impl Inbox {
+    /// Under load, gathers those who were just answered into the next batch: full batches cost the database a third less
+    /// for each event than the halves that would go out otherwise. A caller alone never waits.
+    async fn wait_for_return(&mut self, received: &mut Vec<Waiting>) {
+        let enough = (received.len() + self.answered * 3 / 4).min(BATCH_EVENTS_MAX);
+        let until = tokio::time::Instant::now() + RETURN_MAX;
+        while received.len() < enough {
+            let room = BATCH_EVENTS_MAX - received.len();
+            match tokio::time::timeout_at(until, self.queue.recv_many(received, room)).await {
+                Ok(count) if count > 0 => {}
+                _ => return,
+            }
+        }
     }
 }
 
@@ -212,11 +240,19 @@ async fn write_halving(store: &Store, batch: Vec<Plan>) -> Vec<Waiting> {
 /// Answers a committed batch and tells who else should know.
 fn finish(store: &Store, batch: Vec<Plan>, at: crate::domain::time::Timestamp) {
     let mut due: Vec<EndpointId> = Vec::new();
+    let mut committed = Vec::with_capacity(batch.len());
     for plan in batch {
         due.extend(plan.queued().map(|delivery| delivery.to.id));
+        let is_new = plan.is_new_event;
         let (waiting, published) = plan.into_answer();
-        waiting.answer(Ok(published));
+        if is_new {
+            committed.push(waiting.event.into_event(published.event_id));
+        }
+        // A caller that has gone away misses its answer; the event stands.
+        let _ = waiting.reply.send(Ok(published));
     }
+    // Before the hint: who claims at once finds them.
+    store.recent.keep(committed);
     store.backlog.change(due.iter().map(|endpoint| (*endpoint, 1)));
     due.sort_unstable();
     due.dedup();

@@ -45,8 +45,10 @@ pub struct LaneRequest {
     pub endpoint: EndpointId,
     /// How many at most; at least 1.
     pub room: u32,
-    /// Requests under way already, for the endpoint's cap: it holds as it is at the claim, whatever the lane knows.
-    pub in_flight: u32,
+    /// What the lane holds already, for the endpoint's cap: it holds as it is at the claim, whatever the lane knows.
+    pub held: u32,
+    /// How many beyond the cap may be held, to be started as soon as others end.
+    pub ahead: u32,
     /// Nothing due before this is waiting, as far as the lane knows: the claim starts there, past the index entries of
     /// what was delivered already.
     pub low_water: Timestamp,
@@ -90,9 +92,10 @@ pub struct Claimed {
 /// scan.
 pub(super) const CLAIM: &str = "
 with lanes as materialized (
-  select l.endpoint_id, greatest(least(l.room, e.max_in_flight - l.in_flight), 0) as room, l.low_water, e.version,
+  select l.endpoint_id, greatest(least(l.room, e.max_in_flight + l.ahead - l.held), 0) as room, l.low_water, e.version,
          e.shown_url
-  from unnest($1::uuid[], $2::int[], $3::timestamptz[], $6::int[]) as l (endpoint_id, room, low_water, in_flight)
+  from unnest($1::uuid[], $2::int[], $3::timestamptz[], $6::int[], $7::int[])
+    as l (endpoint_id, room, low_water, held, ahead)
   join endpoints e on e.id = l.endpoint_id and e.state = 1 and e.delete_time is null
 ), picked as materialized (
   select d.*, lanes.version, lanes.shown_url
@@ -170,7 +173,8 @@ impl Store {
             .bind(lanes.iter().map(|lane| PgTime(lane.low_water)).collect::<Vec<_>>())
             .bind(LEASE.as_secs_f64())
             .bind(&self.replica)
-            .bind(lanes.iter().map(|lane| lane.in_flight.cast_signed()).collect::<Vec<_>>())
+            .bind(lanes.iter().map(|lane| lane.held.cast_signed()).collect::<Vec<_>>())
+            .bind(lanes.iter().map(|lane| lane.ahead.cast_signed()).collect::<Vec<_>>())
             .fetch_all(&self.engine)
             .await?;
         rows.iter().map(read_claimed).collect()
@@ -179,14 +183,20 @@ impl Store {
     /// The events of claimed deliveries. A second statement: a client that stalled inside the claim's own would pin its
     /// locked rows past every timeout.
     pub async fn payloads(&self, ids: &[EventId]) -> Result<HashMap<EventId, Arc<Event>>> {
-        let mut uuids: Vec<Uuid> = ids.iter().map(|id| id.uuid()).collect();
-        uuids.sort_unstable();
-        uuids.dedup();
+        let mut unknown = ids.to_vec();
+        unknown.sort_unstable();
+        unknown.dedup();
+        let mut events = self.recent.take_known(&mut unknown);
+        let uuids: Vec<Uuid> = unknown.iter().map(|id| id.uuid()).collect();
         let (Some(low), Some(high)) = (uuids.first().copied(), uuids.last().copied()) else {
-            return Ok(HashMap::new());
+            return Ok(events);
         };
         let rows = sqlx::query(PAYLOADS).bind(uuids).bind(low).bind(high).fetch_all(&self.engine).await?;
-        rows.iter().map(|row| read_event(row).map(|event| (event.id, Arc::new(event)))).collect()
+        for row in &rows {
+            let event = read_event(row)?;
+            events.insert(event.id, Arc::new(event));
+        }
+        Ok(events)
     }
 
     /// Makes the leases of these claims last again; answers those that still hold.

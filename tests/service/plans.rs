@@ -111,8 +111,15 @@ async fn check(statement: &Guarded, arguments: &[String], is_held: bool, is_anal
 
 #[tokio::test]
 async fn a_claim_reads_its_own_lane_alone() {
-    let arguments =
-        ["array[md5('live')::uuid]", "array[64]", "array['-infinity'::timestamptz]", "15", "'r'::text", "array[0]"];
+    let arguments = [
+        "array[md5('live')::uuid]",
+        "array[64]",
+        "array['-infinity'::timestamptz]",
+        "15",
+        "'r'::text",
+        "array[0]",
+        "array[0]",
+    ];
     let arguments = arguments.map(str::to_owned);
     check(&plans::CLAIM, &arguments, false, false).await;
     check(&plans::CLAIM, &arguments, false, true).await;

@@ -33,7 +33,7 @@ async fn waiting(count: usize) -> (Arc<Store>, String, EndpointId, Vec<DeliveryI
 }
 
 fn lane(endpoint: EndpointId, room: u32) -> LaneRequest {
-    LaneRequest { endpoint, room, in_flight: 0, low_water: BEGINNING }
+    LaneRequest { endpoint, room, held: 0, ahead: 0, low_water: BEGINNING }
 }
 
 async fn claim(store: &Store, endpoint: EndpointId, room: u32) -> Vec<Claimed> {
@@ -104,10 +104,12 @@ async fn a_claim_takes_no_more_than_its_room_oldest_first_and_nothing_twice() {
 #[tokio::test]
 async fn claims_keep_to_the_endpoints_own_cap() {
     let (store, _, endpoint, _) = waiting(70).await;
-    let request = LaneRequest { in_flight: 60, ..lane(endpoint, 64) };
+    let request = LaneRequest { held: 60, ..lane(endpoint, 64) };
     assert_eq!(store.claim(&[request]).await.expect("claimed").len(), 4);
-    let request = LaneRequest { in_flight: 70, ..lane(endpoint, 64) };
+    let request = LaneRequest { held: 70, ..lane(endpoint, 64) };
     assert!(store.claim(&[request]).await.expect("claimed").is_empty());
+    let request = LaneRequest { held: 70, ahead: 10, ..lane(endpoint, 64) };
+    assert_eq!(store.claim(&[request]).await.expect("claimed").len(), 4, "ahead of the cap by ten, six of them held");
 }
 
 #[tokio::test]
@@ -151,9 +153,7 @@ async fn a_batch_of_every_kind_settles_in_one_go() {
     let mut claimed = claim(&store, endpoint, 64).await;
     // Beyond one statement's batch.
     for request in 1..5 {
-        claimed.extend(
-            store.claim(&[LaneRequest { in_flight: 0, ..lane(endpoint, 59 + request) }]).await.expect("claimed"),
-        );
+        claimed.extend(store.claim(&[LaneRequest { held: 0, ..lane(endpoint, 59 + request) }]).await.expect("claimed"));
     }
     assert_eq!(claimed.len(), 300);
     let completions: Vec<_> = claimed

@@ -74,7 +74,7 @@ pub struct Settled {
 }
 
 /// Completions of one statement at most: beyond it, finding a row's place in the arrays begins to weigh.
-const BATCH_MAX: usize = 256;
+const BATCH_MAX: usize = 128;
 
 /// The score is capped because the sum of a batch's weights may be a rounding error above 1, which the CHECK refuses.
 /// Locks the deliveries in id order (an index scan visits an array's values in order) by `outstanding_pkey`, then the
