@@ -1,5 +1,6 @@
 //! The whole service and its parts on a real PostgreSQL and real receivers.
 
+mod api;
 mod delivery;
 mod plans;
 mod publish;

@@ -1,0 +1,166 @@
+//! What is not built yet is refused by name: calls as a whole, fields when they are set. Nothing is accepted and ignored.
+
+use hooklane::api::proto::*;
+use prost::Message as _;
+use prost_types::FileDescriptorSet;
+use tonic::client::Grpc;
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::{Code, Request, Status};
+use tonic_prost::ProstCodec;
+
+use super::{Service, endpoint, event, fields, reason, seconds, service, told};
+
+/// The calls that work.
+const BUILT: &[&str] = &[
+    "RegisterEndpoint",
+    "GetEndpoint",
+    "ListEndpoints",
+    "UpdateEndpoint",
+    "DeleteEndpoint",
+    "Publish",
+    "PublishBatch",
+    "GetEvent",
+    "GetDelivery",
+    "ListDeliveries",
+    "RetryDelivery",
+    "CancelDelivery",
+    "StreamDeliveryEvents",
+];
+
+/// Calls a method by name with an empty message.
+async fn call(service: &Service, name: &str, is_streaming: bool) -> Result<(), Status> {
+    let mut grpc = Grpc::new(service.channel().await);
+    grpc.ready().await.expect("connected");
+    let path: PathAndQuery = format!("/hooklane.v1.WebhookService/{name}").parse().expect("a path");
+    let codec = ProstCodec::<(), ()>::default();
+    match is_streaming {
+        true => grpc.server_streaming(Request::new(()), path, codec).await.map(drop),
+        false => grpc.unary(Request::new(()), path, codec).await.map(drop),
+    }
+}
+
+#[tokio::test]
+async fn every_method_of_the_contract_works_or_says_that_it_is_not_built() {
+    let service = service().await;
+    let descriptors = FileDescriptorSet::decode(DESCRIPTORS).expect("descriptors");
+    let services =
+        descriptors.file.iter().filter(|file| file.package() == "hooklane.v1").flat_map(|file| &file.service);
+    let methods: Vec<_> = services.flat_map(|service| &service.method).collect();
+    assert!(methods.len() > BUILT.len());
+    for name in BUILT {
+        assert!(methods.iter().any(|method| method.name() == *name), "{name} is in the contract");
+    }
+    for method in methods {
+        let name = method.name();
+        let answer = call(&service, name, method.server_streaming()).await;
+        if BUILT.contains(&name) {
+            let is_refused = answer.is_err_and(|refusal| refusal.code() == Code::Unimplemented);
+            assert!(!is_refused, "{name} works");
+        } else {
+            let refusal = answer.expect_err(name);
+            assert_eq!(reason(&refusal), told(Code::Unimplemented, "NOT_BUILT"), "{name}");
+            assert!(refusal.message().contains(name), "{}", refusal.message());
+        }
+    }
+    let refusal = call(&service, "Nonsense", false).await.expect_err("unknown");
+    assert_eq!(reason(&refusal), told(Code::Unimplemented, "UNSUPPORTED"));
+}
+
+#[tokio::test]
+async fn fields_of_an_endpoint_that_are_not_built_are_named() {
+    let service = service().await;
+    let mut client = service.client.clone();
+    let set = Endpoint {
+        filter: "true".to_owned(),
+        headers: [("x-a".to_owned(), "b".to_owned())].into(),
+        event_retry_policies: vec![EventRetryPolicy::default()],
+        rate_limit: Some(RateLimit { per_second: 1.0, burst: 1 }),
+        ordering: Ordering::Fifo.into(),
+        ordering_on_failure: OrderingOnFailure::Skip.into(),
+        circuit_breaker: Some(CircuitBreaker::default()),
+        disable_policy: Some(DisablePolicy::default()),
+        ca_pem: "x".to_owned(),
+        client_certificate_pem: "x".to_owned(),
+        client_key_pem: "x".to_owned(),
+        signature_scheme: SignatureScheme::BodyHex.into(),
+        payload_format: PayloadFormat::CloudeventsBinary.into(),
+        retry_policy: Some(RetryPolicy {
+            backoff: Some(retry_policy::Backoff::Schedule(BackoffSchedule { delays: vec![seconds(1)] })),
+            ..RetryPolicy::default()
+        }),
+        ..endpoint("http://127.0.0.1:9/")
+    };
+    let expected = [
+        "ca_pem",
+        "circuit_breaker",
+        "client_certificate_pem",
+        "client_key_pem",
+        "disable_policy",
+        "event_retry_policies",
+        "filter",
+        "headers",
+        "ordering",
+        "ordering_on_failure",
+        "payload_format",
+        "rate_limit",
+        "retry_policy.schedule",
+        "signature_scheme",
+    ]
+    .map(|field| format!("endpoint.{field}"));
+    let request = RegisterEndpointRequest { endpoint: Some(set.clone()), secret: String::new() };
+    let refusal = client.register_endpoint(request).await.expect_err("not built");
+    assert_eq!(reason(&refusal), told(Code::Unimplemented, "NOT_BUILT"));
+    assert_eq!(fields(&refusal), expected);
+
+    let id = service.register(endpoint("http://127.0.0.1:9/")).await.id;
+    let request = UpdateEndpointRequest { endpoint: Some(Endpoint { id: id.clone(), ..set }), update_mask: None };
+    let refusal = client.update_endpoint(request).await.expect_err("not built");
+    assert_eq!((reason(&refusal), fields(&refusal)), (told(Code::Unimplemented, "NOT_BUILT"), expected.to_vec()));
+
+    // The values that mean what already holds are no wish for more.
+    let neutral = Endpoint { id, ordering: Ordering::Unordered.into(), ..Endpoint::default() };
+    client
+        .update_endpoint(UpdateEndpointRequest { endpoint: Some(neutral), update_mask: None })
+        .await
+        .expect("no wish");
+}
+
+#[tokio::test]
+async fn fields_of_an_event_that_are_not_built_are_named() {
+    let service = service().await;
+    let mut client = service.client.clone();
+    let set = PublishRequest {
+        inline_endpoint: Some(InlineEndpoint::default()),
+        priority: Priority::High.into(),
+        ordering_key: "k".to_owned(),
+        deliver_time: Some(prost_types::Timestamp { seconds: 4_000_000_000, nanos: 0 }),
+        expire_time: Some(prost_types::Timestamp { seconds: 4_000_000_000, nanos: 0 }),
+        ..event("a")
+    };
+    let refusal = client.publish(set.clone()).await.expect_err("not built");
+    assert_eq!(reason(&refusal), told(Code::Unimplemented, "NOT_BUILT"));
+    let expected = ["deliver_time", "expire_time", "inline_endpoint", "ordering_key", "priority"];
+    assert_eq!(fields(&refusal), expected);
+    client.publish(PublishRequest { priority: Priority::Normal.into(), ..event("a") }).await.expect("the default");
+
+    // What is wrong is told before what is missing here.
+    let refusal = client.publish(PublishRequest { tenant: "a b".to_owned(), ..set }).await.expect_err("bad");
+    assert_eq!(
+        (reason(&refusal), fields(&refusal)),
+        (told(Code::InvalidArgument, "INVALID_FIELD"), vec!["tenant".to_owned()])
+    );
+}
+
+#[tokio::test]
+async fn resuming_a_stream_is_not_built() {
+    let service = service().await;
+    for from in [
+        stream_delivery_events_request::From::ResumeToken("x".to_owned()),
+        stream_delivery_events_request::From::StartTime(prost_types::Timestamp::default()),
+    ] {
+        let request = StreamDeliveryEventsRequest { from: Some(from), ..StreamDeliveryEventsRequest::default() };
+        let refusal = service.client.clone().stream_delivery_events(request).await.expect_err("not built");
+        assert_eq!(reason(&refusal), told(Code::Unimplemented, "NOT_BUILT"));
+        assert_eq!(fields(&refusal).len(), 1);
+    }
+}
