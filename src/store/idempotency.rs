@@ -155,8 +155,10 @@ pub(super) async fn known<'e>(store: &Store, events: impl Iterator<Item = &'e Ne
 /// Claims the keys of a batch in the caller's transaction. Answers the places of those that lost a race, ascending;
 /// they hold no key then.
 pub(super) async fn claim(connection: &mut PgConnection, batch: &[Plan]) -> Result<Vec<usize>> {
+    type Key<'b> = (&'b str, &'b str, Uuid);
+    type Row<'b> = (usize, Uuid, Option<Uuid>, &'b [u8]);
     // Ordered by what the table's key is ordered by: every batch locks in this order.
-    let mut wanted: BTreeMap<(&str, &str, Uuid), (usize, Uuid, Option<Uuid>, &[u8])> = BTreeMap::new();
+    let mut wanted: BTreeMap<Key<'_>, Row<'_>> = BTreeMap::new();
     for (place, plan) in batch.iter().enumerate() {
         let event = plan.event();
         let (Some(key), Some(fingerprint)) = (&event.idempotency_key, &plan.fingerprint) else { continue };
@@ -189,9 +191,8 @@ pub(super) async fn claim(connection: &mut PgConnection, batch: &[Plan]) -> Resu
     if won.len() == wanted.len() {
         return Ok(Vec::new());
     }
-    let is_won = |(tenant, key, endpoint): &(&str, &str, Uuid)| {
-        won.contains(&((*tenant).to_owned(), (*key).to_owned(), *endpoint))
-    };
+    let is_won =
+        |(tenant, key, endpoint): &Key<'_>| won.contains(&((*tenant).to_owned(), (*key).to_owned(), *endpoint));
     let mut lost: Vec<usize> = wanted.iter().filter(|(key, _)| !is_won(key)).map(|(_, (place, ..))| *place).collect();
     lost.sort_unstable();
     lost.dedup();
