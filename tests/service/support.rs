@@ -15,7 +15,8 @@ static POSTGRES: OnceCell<Postgres> = OnceCell::const_new();
 static DATABASES: AtomicU32 = AtomicU32::new(0);
 const TEMPLATE: &str = "hooklane_template";
 
-async fn postgres() -> &'static Postgres {
+/// The one PostgreSQL of this run.
+pub(crate) async fn postgres() -> &'static Postgres {
     POSTGRES
         .get_or_init(|| async {
             let options = Options {

@@ -1,0 +1,206 @@
+//! Callers that publish without pause and remember what was acknowledged, and a receiver that remembers what arrived.
+//!
+//! A caller that gets no answer asks again with the same idempotency key, as callers should: what it knows to be
+//! acknowledged is what counts.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use hooklane::api::proto::webhook_service_client::WebhookServiceClient;
+use hooklane::api::proto::{
+    Delivery, DeliveryState, Endpoint, GetDeliveryRequest, ListDeliveriesRequest, PublishRequest,
+    RegisterEndpointRequest, publish_request,
+};
+use hooklane::cli::listen::{Behaviour, Receiver, ReceiverOptions};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tonic::Code;
+use tonic::transport::Channel;
+
+use crate::support::eventually;
+
+pub(crate) type Client = WebhookServiceClient<Channel>;
+
+/// Callers at once.
+const CALLERS: usize = 16;
+/// Before a call that failed is made again.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Callers at work.
+pub(crate) struct Load {
+    /// Where the service is now.
+    address: watch::Sender<String>,
+    acknowledged: Arc<Mutex<Vec<String>>>,
+    refusals: Arc<Mutex<HashMap<Code, String>>>,
+    stopping: CancellationToken,
+    callers: Vec<JoinHandle<()>>,
+}
+
+impl Load {
+    /// Starts to publish to the service at `address`, where one endpoint wants everything.
+    pub(crate) fn start(address: &str) -> Self {
+        let load = Self {
+            address: watch::Sender::new(address.to_owned()),
+            acknowledged: Arc::default(),
+            refusals: Arc::default(),
+            stopping: CancellationToken::new(),
+            callers: Vec::new(),
+        };
+        let callers = (0..CALLERS).map(|number| {
+            let caller = Caller {
+                number,
+                address: load.address.subscribe(),
+                acknowledged: Arc::clone(&load.acknowledged),
+                refusals: Arc::clone(&load.refusals),
+                stopping: load.stopping.clone(),
+            };
+            tokio::spawn(caller.run())
+        });
+        Self { callers: callers.collect(), ..load }
+    }
+
+    /// The service is somewhere else now.
+    pub(crate) fn move_to(&self, address: &str) {
+        self.address.send_replace(address.to_owned());
+    }
+
+    /// How many events were acknowledged so far.
+    pub(crate) fn count(&self) -> usize {
+        self.acknowledged.lock().expect("no panic").len()
+    }
+
+    /// Waits until `count` further events are acknowledged.
+    pub(crate) async fn acknowledge(&self, count: usize) {
+        let wanted = self.count() + count;
+        eventually("events are acknowledged", || async { (self.count() >= wanted).then_some(()) }).await;
+    }
+
+    /// Lets every caller finish its event; answers the delivery of each event that was acknowledged, and the refusals
+    /// that were met, by code.
+    pub(crate) async fn finish(self) -> (Vec<String>, HashMap<Code, String>) {
+        self.stopping.cancel();
+        for caller in self.callers {
+            tokio::time::timeout(Duration::from_secs(60), caller).await.expect("it ends").expect("no panic");
+        }
+        let take = |acknowledged: &Mutex<Vec<String>>| std::mem::take(&mut *acknowledged.lock().expect("no panic"));
+        let refusals = std::mem::take(&mut *self.refusals.lock().expect("no panic"));
+        (take(&self.acknowledged), refusals)
+    }
+}
+
+struct Caller {
+    number: usize,
+    address: watch::Receiver<String>,
+    acknowledged: Arc<Mutex<Vec<String>>>,
+    refusals: Arc<Mutex<HashMap<Code, String>>>,
+    stopping: CancellationToken,
+}
+
+impl Caller {
+    async fn run(mut self) {
+        let mut client = self.client();
+        let mut events = 0_u32;
+        while !self.stopping.is_cancelled() {
+            events += 1;
+            let request = PublishRequest {
+                event_type: "order.created".to_owned(),
+                idempotency_key: format!("{}-{events}", self.number),
+                body: Some(publish_request::Body::Payload(format!("{{\"n\":{events}}}").into())),
+                ..PublishRequest::default()
+            };
+            loop {
+                if self.address.has_changed().expect("the load goes on") {
+                    client = self.client();
+                }
+                match client.publish(request.clone()).await {
+                    Ok(answer) => {
+                        let deliveries = answer.into_inner().deliveries;
+                        assert_eq!(deliveries.len(), 1, "{deliveries:?}");
+                        let id = deliveries[0].delivery_id.clone();
+                        self.acknowledged.lock().expect("no panic").push(id);
+                        break;
+                    }
+                    Err(refusal) => {
+                        self.refusals.lock().expect("no panic").insert(refusal.code(), format!("{refusal:?}"));
+                        tokio::time::sleep(PAUSE).await;
+                    }
+                }
+            }
+        }
+    }
+
+    fn client(&mut self) -> Client {
+        let address = self.address.borrow_and_update().clone();
+        Client::new(Channel::from_shared(address).expect("a URI").connect_lazy())
+    }
+}
+
+/// A receiver that counts how often each delivery arrived.
+pub(crate) struct Tally {
+    receiver: Arc<Receiver>,
+    arrived: Arc<Mutex<HashMap<String, usize>>>,
+}
+
+impl Tally {
+    /// Starts to count.
+    pub(crate) async fn start(behaviour: Behaviour) -> Self {
+        let receiver = Receiver::start(ReceiverOptions { behaviour, ..ReceiverOptions::default() }).await;
+        let tally = Self { receiver: Arc::new(receiver.expect("a receiver")), arrived: Arc::default() };
+        let (receiver, arrived) = (Arc::clone(&tally.receiver), Arc::clone(&tally.arrived));
+        tokio::spawn(async move {
+            while let Some(received) = receiver.next().await {
+                let id = received.headers["x-webhook-id"].to_str().expect("text").to_owned();
+                *arrived.lock().expect("no panic").entry(id).or_default() += 1;
+            }
+        });
+        tally
+    }
+
+    /// Answers in another way from now on.
+    pub(crate) fn set_behaviour(&self, behaviour: Behaviour) {
+        self.receiver.set_behaviour(behaviour);
+    }
+
+    /// How many requests there were.
+    pub(crate) fn count(&self) -> u64 {
+        self.receiver.count()
+    }
+
+    /// Registers it as the endpoint of all events.
+    pub(crate) async fn register(&self, client: &mut Client) {
+        let endpoint = Endpoint { url: self.receiver.url(), ..Endpoint::default() };
+        let request = RegisterEndpointRequest { endpoint: Some(endpoint), secret: String::new() };
+        client.register_endpoint(request).await.expect("registered");
+    }
+
+    /// Waits until every delivery of `ids` has arrived; answers how often each did that came more than once.
+    pub(crate) async fn all_of(&self, ids: &[String]) -> HashMap<String, usize> {
+        eventually("everything acknowledged arrives", || async {
+            let arrived = self.arrived.lock().expect("no panic");
+            ids.iter().all(|id| arrived.contains_key(id)).then_some(())
+        })
+        .await;
+        let arrived = self.arrived.lock().expect("no panic");
+        arrived.iter().filter(|(_, count)| **count > 1).map(|(id, count)| (id.clone(), *count)).collect()
+    }
+}
+
+/// Waits until nothing is outstanding: what is due to arrive has, and is on record.
+pub(crate) async fn settled(client: &Client) {
+    use DeliveryState::{InFlight, Pending, Retrying};
+    let states = [Pending, InFlight, Retrying].map(i32::from).to_vec();
+    let request = ListDeliveriesRequest { states, page_size: 1, ..ListDeliveriesRequest::default() };
+    eventually("everything is settled", || async {
+        let listed = client.clone().list_deliveries(request.clone()).await.ok()?.into_inner();
+        listed.deliveries.is_empty().then_some(())
+    })
+    .await;
+}
+
+/// A delivery with its attempts.
+pub(crate) async fn delivery(client: &Client, id: &str) -> Delivery {
+    let request = GetDeliveryRequest { delivery_id: id.to_owned() };
+    client.clone().get_delivery(request).await.expect("read").into_inner().delivery.expect("a delivery")
+}

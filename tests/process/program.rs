@@ -1,0 +1,131 @@
+//! The program as a child: started with nothing in its environment but what a test names, spoken to by signals.
+
+use std::fs::File;
+use std::net::SocketAddr;
+use std::process::{ExitStatus, Output, Stdio};
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::net::TcpStream;
+use tokio::process::{Child, Command};
+
+/// How long a program may take for anything; far more than it needs.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// What `serve` needs here beside a database.
+pub(crate) const SERVE: &[(&str, &str)] = &[
+    ("HOOKLANE_AUTH", "none"),
+    ("HOOKLANE_GRPC_ADDR", "127.0.0.1:0"),
+    ("HOOKLANE_OPS_ADDR", "127.0.0.1:0"),
+    ("HOOKLANE_EGRESS_ALLOW_HTTP", "true"),
+    ("HOOKLANE_EGRESS_ALLOW_CIDRS", "127.0.0.0/8"),
+];
+
+/// A program whose environment is a path to look for programs on, and `variables`.
+fn command(arguments: &[&str], variables: &[(&str, &str)]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hooklane"));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    command.args(arguments).env_clear().env("PATH", path).envs(variables.iter().copied());
+    command.stdin(Stdio::null()).kill_on_drop(true);
+    command
+}
+
+/// Runs a program that ends by itself: its exit code, standard output and standard error.
+pub(crate) async fn run(arguments: &[&str], variables: &[(&str, &str)]) -> (Option<i32>, String, String) {
+    let running = command(arguments, variables).output();
+    let Output { status, stdout, stderr } =
+        tokio::time::timeout(PATIENCE, running).await.expect("it ends").expect("it runs");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
+    (status.code(), text(stdout), text(stderr))
+}
+
+/// A running replica.
+pub(crate) struct Replica {
+    child: Child,
+    log: File,
+    /// Where gRPC is served.
+    pub(crate) grpc: String,
+    /// Where the operations port is.
+    pub(crate) ops: SocketAddr,
+}
+
+impl Replica {
+    /// Starts `hooklane serve` on `database_url` and waits until it says that it is ready.
+    pub(crate) async fn start(database_url: &str, more: &[(&str, &str)]) -> Self {
+        let log = tempfile::tempfile().expect("a file");
+        let mut command = command(&["serve"], SERVE);
+        command.env("DATABASE_URL", database_url).envs(more.iter().copied());
+        command.stdout(Stdio::piped()).stderr(log.try_clone().expect("a handle"));
+        let mut child = command.spawn().expect("it runs");
+        let mut line = String::new();
+        let mut output = BufReader::new(child.stdout.take().expect("piped"));
+        let read = tokio::time::timeout(PATIENCE, output.read_line(&mut line)).await;
+        read.expect("it says something").expect("text");
+        let words: Vec<_> = line.split_whitespace().collect();
+        let ["ready", grpc, ops] = words[..] else {
+            panic!("it is not ready: {line:?}\n{}", text_of(&log));
+        };
+        let grpc = format!("http://{}", grpc.strip_prefix("grpc=").expect("an address"));
+        let ops = ops.strip_prefix("ops=").expect("an address").parse().expect("an address");
+        Self { child, log, grpc, ops }
+    }
+
+    /// Sends a signal by its name.
+    pub(crate) async fn signal(&self, name: &str) {
+        let id = self.child.id().expect("it runs").to_string();
+        let status = Command::new("/bin/sh").args(["-c", "kill -s \"$1\" \"$2\"", "sh", name, &id]).status();
+        assert!(status.await.expect("a shell").success(), "it takes {name}");
+    }
+
+    /// How it ended.
+    pub(crate) async fn ended(&mut self) -> ExitStatus {
+        let ended = tokio::time::timeout(PATIENCE, self.child.wait()).await;
+        ended.unwrap_or_else(|_| panic!("it does not end\n{}", text_of(&self.log))).expect("its status")
+    }
+
+    /// Whether it still runs.
+    pub(crate) fn runs(&mut self) -> bool {
+        self.child.try_wait().expect("its status").is_none()
+    }
+
+    /// The status of a path of the operations port; `None` when nobody answers.
+    pub(crate) async fn look(&self, path: &str) -> Option<u16> {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let mut stream = TcpStream::connect(self.ops).await.ok()?;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: ops\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.ok()?;
+        answer.split(' ').nth(1)?.parse().ok()
+    }
+
+    /// What it logged.
+    pub(crate) fn log(&self) -> String {
+        text_of(&self.log)
+    }
+}
+
+impl Drop for Replica {
+    #[expect(clippy::print_stderr, reason = "a test that fails has no better place for what its child said")]
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.log();
+            let tail: Vec<_> = log.lines().rev().take(30).collect();
+            eprintln!("the replica's last words:");
+            tail.into_iter().rev().for_each(|line| eprintln!("  {line}"));
+        }
+    }
+}
+
+/// A file from its beginning; where its writer stands stays as it is.
+fn text_of(file: &File) -> String {
+    use std::os::unix::fs::FileExt as _;
+    let (mut bytes, mut chunk) = (Vec::new(), [0; 8_192]);
+    while let Ok(count) = file.read_at(&mut chunk, bytes.len() as u64) {
+        if count == 0 {
+            break;
+        }
+        bytes.extend_from_slice(&chunk[..count]);
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}

@@ -1,0 +1,103 @@
+//! Starting: what is refused, and what several at once do to an empty database.
+
+use crate::load::Client;
+use crate::program::{Replica, SERVE, run};
+use crate::support;
+
+/// Nothing listens there: port 1 is nobody's on loopback, and refused at once.
+const NOWHERE: (&str, &str) = ("DATABASE_URL", "postgres://hooklane@127.0.0.1:1/hooklane");
+
+/// A database of this name with nothing in it.
+async fn empty_database(name: &str) -> String {
+    let postgres = support::postgres().await;
+    postgres.create_database(name).await.expect("created");
+    postgres.url(name)
+}
+
+#[tokio::test]
+async fn without_a_word_on_authentication_it_does_not_start() {
+    let (code, output, error) = run(&["serve"], &[NOWHERE]).await;
+    assert_eq!((code, output.as_str()), (Some(64), ""));
+    assert!(error.contains("HOOKLANE_AUTH"), "{error}");
+    let outside = [NOWHERE, ("HOOKLANE_AUTH", "none"), ("HOOKLANE_GRPC_ADDR", "0.0.0.0:0")];
+    let (code, _, error) = run(&["serve"], &outside).await;
+    assert!(code == Some(64) && error.contains("loopback"), "{error}");
+}
+
+#[tokio::test]
+async fn every_unknown_setting_and_bad_value_is_told_at_once() {
+    let bad = [
+        NOWHERE,
+        ("HOOKLANE_AUTH", "none"),
+        ("HOOKLANE_NO_SUCH", "1"),
+        ("HOOKLANE_ROLES", "cook"),
+        ("HOOKLANE_RETENTION_FAILED", "1d"),
+    ];
+    for command in ["serve", "dev", "migrate"] {
+        let (code, _, error) = run(&[command], &bad).await;
+        assert_eq!(code, Some(64), "{command}: {error}");
+        for name in ["HOOKLANE_NO_SUCH", "HOOKLANE_ROLES", "HOOKLANE_RETENTION_FAILED"] {
+            assert!(error.contains(name), "{command}: {error}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn without_a_database_it_says_so() {
+    let settings = [SERVE, &[NOWHERE]].concat();
+    for command in ["serve", "migrate"] {
+        let (code, output, error) = run(&[command], &settings).await;
+        assert_eq!((code, output.as_str()), (Some(69), ""), "{command}: {error}");
+        assert!(!error.is_empty());
+    }
+    let (code, _, error) = run(&["serve"], SERVE).await;
+    assert!(code == Some(64) && error.contains("DATABASE_URL"), "{error}");
+    let secret = [SERVE, &[("DATABASE_URL", "postgres://u:s3cret@127.0.0.1:1/x")]].concat();
+    let (code, output, error) = run(&["serve"], &secret).await;
+    assert!(code == Some(69) && !output.contains("s3cret") && !error.contains("s3cret"), "{error}");
+}
+
+#[tokio::test]
+async fn an_address_in_use_is_told() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("binds");
+    let address = taken.local_addr().expect("bound").to_string();
+    let url = support::database().await;
+    let settings = [SERVE, &[("DATABASE_URL", url.as_str()), ("HOOKLANE_GRPC_ADDR", address.as_str())]].concat();
+    let (code, _, error) = run(&["serve"], &settings).await;
+    assert!(code == Some(64) && error.contains(&address), "{code:?} {error}");
+}
+
+#[tokio::test]
+async fn replicas_that_start_at_once_on_an_empty_database_all_get_ready() {
+    let url = empty_database("many").await;
+    let migrating = async {
+        let (code, output, error) = run(&["migrate"], &[("DATABASE_URL", &url)]).await;
+        assert_eq!(code, Some(0), "{output} {error}");
+    };
+    let (mut one, mut other, third, ()) = tokio::join!(
+        Replica::start(&url, &[]),
+        Replica::start(&url, &[]),
+        Replica::start(&url, &[("HOOKLANE_ROLES", "api")]),
+        migrating
+    );
+    for replica in [&one, &other, &third] {
+        assert_eq!((replica.look("/livez").await, replica.look("/readyz").await), (Some(200), Some(200)));
+        Client::connect(replica.grpc.clone()).await.expect("connects");
+    }
+    drop(third);
+    for replica in [&mut one, &mut other] {
+        replica.signal("TERM").await;
+        assert_eq!(replica.ended().await.code(), Some(0));
+        let log = replica.log();
+        assert!(!log.contains("ERROR"), "{log}");
+    }
+}
+
+#[tokio::test]
+async fn migrating_again_changes_nothing() {
+    let url = empty_database("again").await;
+    for _ in 0..2 {
+        let (code, output, error) = run(&["migrate", "--database-url", &url], &[]).await;
+        assert_eq!((code, output.as_str()), (Some(0), "the schema is up to date\n"), "{error}");
+    }
+}
