@@ -99,7 +99,7 @@ async fn web(address: &str, method: &str, message: Vec<u8>) -> (Response<Bytes>,
         .uri(format!("{address}/hooklane.v1.WebhookService/{method}"))
         .header("content-type", "application/grpc-web+proto")
         .header("x-grpc-web", "1")
-        .header("origin", "https://shop.example")
+        .header("origin", "http://localhost:5173")
         .body(Full::new(Bytes::from(body)))
         .expect("a request");
     let response = http(request).await;
@@ -124,7 +124,7 @@ async fn browsers_call_over_http_1() {
     let (response, messages, trailers) = web(&service.address, "Publish", event("a").encode_to_vec()).await;
     assert_eq!((response.status().as_u16(), response.version()), (200, http::Version::HTTP_11));
     assert_eq!(response.headers()["content-type"], "application/grpc-web+proto");
-    assert_eq!(response.headers()["access-control-allow-origin"], "*");
+    assert_eq!(response.headers()["access-control-allow-origin"], "http://localhost:5173");
     assert!(trailers.contains("grpc-status:0"), "{trailers}");
     let published = PublishResponse::decode(messages[0].clone()).expect("a response");
     assert_eq!(published.deliveries[0].endpoint_id, id);
@@ -159,20 +159,24 @@ async fn browsers_call_over_http_1() {
 }
 
 #[tokio::test]
-async fn browsers_may_ask_first() {
+async fn pages_of_this_machine_may_call_and_no_others() {
     let service = service().await;
-    let request = Request::builder()
-        .method(Method::OPTIONS)
-        .uri(format!("{}/hooklane.v1.WebhookService/Publish", service.address))
-        .header("origin", "https://shop.example")
-        .header("access-control-request-method", "POST")
-        .header("access-control-request-headers", "content-type,x-grpc-web")
-        .body(Full::default())
-        .expect("a request");
-    let response = http(request).await;
+    let request = |origin: &str| {
+        Request::builder()
+            .method(Method::OPTIONS)
+            .uri(format!("{}/hooklane.v1.WebhookService/Publish", service.address))
+            .header("origin", origin)
+            .header("access-control-request-method", "POST")
+            .header("access-control-request-headers", "content-type,x-grpc-web")
+            .body(Full::default())
+            .expect("a request")
+    };
+    let response = http(request("http://localhost:5173")).await;
     assert!(response.status().is_success());
-    assert_eq!(response.headers()["access-control-allow-origin"], "*");
+    assert_eq!(response.headers()["access-control-allow-origin"], "http://localhost:5173");
     assert!(response.headers().contains_key("access-control-allow-headers"));
+    let elsewhere = request("https://shop.example");
+    assert!(!http(elsewhere).await.headers().contains_key("access-control-allow-origin"));
 }
 
 #[tokio::test]
