@@ -4,6 +4,7 @@
 //! acknowledged is what counts.
 
 use std::collections::HashMap;
+use std::error::Error as _;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -16,8 +17,8 @@ use hooklane::cli::listen::{Behaviour, Receiver, ReceiverOptions};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tonic::Code;
 use tonic::transport::Channel;
+use tonic::{Code, Status};
 
 use crate::support::eventually;
 
@@ -78,7 +79,7 @@ impl Load {
     }
 
     /// Lets every caller finish its event; answers the delivery of each event that was acknowledged, and the refusals
-    /// that were met, by code.
+    /// of calls that were sent, by code.
     pub(crate) async fn finish(self) -> (Vec<String>, HashMap<Code, String>) {
         self.stopping.cancel();
         for caller in self.callers {
@@ -123,7 +124,9 @@ impl Caller {
                         break;
                     }
                     Err(refusal) => {
-                        self.refusals.lock().expect("no panic").insert(refusal.code(), format!("{refusal:?}"));
+                        if !was_never_sent(&refusal) {
+                            self.refusals.lock().expect("no panic").insert(refusal.code(), format!("{refusal:?}"));
+                        }
                         tokio::time::sleep(PAUSE).await;
                     }
                 }
@@ -135,6 +138,14 @@ impl Caller {
         let address = self.address.borrow_and_update().clone();
         Client::new(Channel::from_shared(address).expect("a URI").connect_lazy())
     }
+}
+
+/// Whether a call came to its connection when that was closed already, or just asked to finish. tonic's client (0.14) calls
+/// these CANCELLED and INTERNAL by its own; the service never knew of them. The latter has no type that tells it.
+fn was_never_sent(refusal: &Status) -> bool {
+    let causes = std::iter::successors(refusal.source(), |&cause| cause.source());
+    let mut hyper = causes.filter_map(|cause| cause.downcast_ref::<hyper::Error>());
+    hyper.any(|error| error.is_canceled() || format!("{error:?}").contains("GoAway(b\"\", NO_ERROR, Remote)"))
 }
 
 /// A receiver that counts how often each delivery arrived.
