@@ -60,8 +60,7 @@ pub(super) async fn run(shared: Arc<Shared>, ready: Ready, ended: mpsc::Unbounde
         }),
         settlement,
     };
-    // Fails only once the completer has ended: after the grace time, when the attempt becomes LOST.
-    let _ = shared.completions.send(completion).await;
+    shared.record(completion).await;
 }
 
 /// What a claim comes to that is not to be sent; `None` where it is.

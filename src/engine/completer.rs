@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::Shared;
@@ -22,17 +22,24 @@ const GATHER: Duration = Duration::from_millis(8);
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(1);
 
-/// The running completer. There is one: two would wait for each other at the row of an endpoint's health.
+/// How many complete at once. Each has its own endpoints: two that met at the row of an endpoint's health would wait for
+/// each other's commit.
+pub(super) const COMPLETERS: usize = 3;
+
+/// The running completers.
 pub(super) struct Completer {
-    work: JoinHandle<()>,
+    work: JoinSet<()>,
     /// Says that no further result will come.
     closing: CancellationToken,
 }
 
-/// Starts the completer.
-pub(super) fn start(shared: &Arc<Shared>, results: mpsc::Receiver<Completion>) -> Completer {
+/// Starts a completer for each receiver.
+pub(super) fn start(shared: &Arc<Shared>, results: Vec<mpsc::Receiver<Completion>>) -> Completer {
     let closing = CancellationToken::new();
-    let work = tokio::spawn(complete_all(Arc::clone(shared), results, closing.clone()));
+    let mut work = JoinSet::new();
+    for results in results {
+        work.spawn(complete_all(Arc::clone(shared), results, closing.clone()));
+    }
     Completer { work, closing }
 }
 
@@ -40,7 +47,7 @@ impl Completer {
     /// Puts what is here on record, for `limit` at most, and ends.
     pub(super) async fn flush(self, limit: Duration) {
         self.closing.cancel();
-        if tokio::time::timeout(limit, self.work).await.is_err() {
+        if tokio::time::timeout(limit, self.work.join_all()).await.is_err() {
             tracing::warn!("results could not be put on record in time; their attempts will show as LOST");
         }
     }

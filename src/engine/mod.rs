@@ -54,7 +54,18 @@ struct Shared {
     leases: Leases,
     /// Running attempts.
     attempts: TaskTracker,
-    completions: mpsc::Sender<Completion>,
+    /// One for each completer.
+    completions: Vec<mpsc::Sender<Completion>>,
+}
+
+impl Shared {
+    /// Hands a result to the completer of its endpoint; waits while that one has more than enough. Fails only once the
+    /// completers have ended: after the grace time, when the attempt becomes LOST.
+    async fn record(&self, completion: Completion) {
+        // The last bits of an id are random.
+        let place = completion.endpoint.uuid().as_u128() as usize % self.completions.len();
+        let _ = self.completions[place].send(completion).await;
+    }
 }
 
 /// Results that wait for their batch; beyond it attempts wait with theirs, and nothing further is claimed.
@@ -70,7 +81,8 @@ impl Engine {
     /// Starts delivering. With `shutdown` it claims no more, lets requests under way end within the grace time, hands
     /// back what was claimed but not started, and puts every result on record.
     pub fn start(store: Arc<Store>, egress: Egress, config: Config, shutdown: CancellationToken) -> Self {
-        let (completions, results) = mpsc::channel(COMPLETIONS_MAX);
+        let (completions, results) =
+            (0..completer::COMPLETERS).map(|_| mpsc::channel(COMPLETIONS_MAX / completer::COMPLETERS)).unzip();
         let shared = Arc::new(Shared {
             roster: Roster::new(config.retry_policy.clone()),
             store,
@@ -89,7 +101,12 @@ impl Engine {
     }
 }
 
-async fn run(shared: Arc<Shared>, results: mpsc::Receiver<Completion>, config: Config, shutdown: CancellationToken) {
+async fn run(
+    shared: Arc<Shared>,
+    results: Vec<mpsc::Receiver<Completion>>,
+    config: Config,
+    shutdown: CancellationToken,
+) {
     let all_done = CancellationToken::new();
     let completer = completer::start(&shared, results);
     let renewal = tokio::spawn(leases::renew_while_held(Arc::clone(&shared), all_done.clone()));

@@ -276,9 +276,7 @@ impl Scheduler {
                 .unwrap_or_else(|| store::Settlement::Failed("the event's payload is no longer kept".to_owned()));
             let completion = attempt::completion_without_request(&claimed, settlement);
             let shared = Arc::clone(&self.shared);
-            self.shared.attempts.spawn(async move {
-                let _ = shared.completions.send(completion).await;
-            });
+            self.shared.attempts.spawn(async move { shared.record(completion).await });
         }
     }
 
