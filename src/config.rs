@@ -135,12 +135,13 @@ impl Config {
         let allow_http = reader.get("egress.allow_http", if is_dev { "true" } else { "false" }, parse_bool);
         let allow_cidrs = reader.get("egress.allow_cidrs", loopback, parse_cidrs);
         let grpc_addr = reader.get("grpc.addr", "127.0.0.1:50051", parse_addr);
-        let auth = check_auth(profile, reader, grpc_addr);
         let payload_bytes_max = reader.get("limits.payload_bytes", "262144", |text| parse_within(text, 1, 64 << 20));
         let outstanding = |text: &str| parse_within(text, 1, 1_000_000_000);
         let outstanding_max = reader.get("queue.max_outstanding", "10000000", outstanding);
         let outstanding_per_endpoint_max = reader.get("queue.max_outstanding_per_endpoint", "1000000", outstanding);
         let roles = reader.get("roles", "api,worker", parse_roles);
+        let has_api = profile != Profile::Migrate && roles.is_none_or(|roles| roles.api);
+        let auth = check_auth(profile, reader, grpc_addr.filter(|_| has_api));
         let reflection = reader.get("grpc.reflection", "true", parse_bool);
         let ops_addr = reader.get("ops.addr", "127.0.0.1:9464", parse_addr);
         let database_url = reader.get("database.url", "", |text| match text {
@@ -150,7 +151,7 @@ impl Config {
         let connections_max = reader.get("database.connections", "10", |text| parse_within(text, 5, 1_000));
         let in_flight_max = reader.get("engine.in_flight_max", "16000", |text| parse_within(text, 1, 1_000_000));
         let grace = reader.get("shutdown.grace", "30s", parse_span);
-        let filter = reader.get("log", "info", telemetry::parse_filter);
+        let filter = reader.get("log", telemetry::DEFAULT_FILTER, telemetry::parse_filter);
         let format = reader.get("log.format", "text", telemetry::parse_format);
         auth?;
         let rules = EgressRules { allow_http: allow_http?, allow_cidrs: allow_cidrs? };
@@ -183,15 +184,16 @@ impl Config {
     }
 }
 
-/// Until calls are authenticated, nobody but this machine may make them.
+/// Until calls are authenticated, nobody but this machine may make them. Without an API there are none: `grpc_addr` is
+/// `None` then.
 fn check_auth(profile: Profile, reader: &mut Reader, grpc_addr: Option<SocketAddr>) -> Option<()> {
     let default = if profile == Profile::Serve { "api-key" } else { "none" };
     reader.get("auth", default, |text| match (text, grpc_addr) {
         ("none", Some(addr)) if !addr.ip().is_loopback() => {
             Err(format!("leaves {addr} open to everybody; without authentication only a loopback address is allowed"))
         }
-        ("none", _) => Ok(()),
-        ("api-key" | "mtls", _) => Err("is not built yet; allowed is none, on a loopback address".to_owned()),
+        ("none", _) | ("api-key" | "mtls", None) => Ok(()),
+        ("api-key" | "mtls", Some(_)) => Err("is not built yet; allowed is none, on a loopback address".to_owned()),
         _ => Err("is not known; allowed are none, api-key and mtls".to_owned()),
     })
 }
@@ -290,6 +292,7 @@ mod tests {
             Profile::Dev,
             &[
                 ("HOOKLANE_GRPC_ADDR", "here"),
+                ("HOOKLANE_AUTH", "password"),
                 ("HOOKLANE_EGRESS_ALLOW_HTTP", "maybe"),
                 ("HOOKLANE_EGRESS_ALLOW_CIDRS", "10.0.0.0/8, nowhere"),
                 ("HOOKLANE_ROLES", "api,cook"),

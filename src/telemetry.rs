@@ -22,6 +22,9 @@ pub enum Format {
     Json,
 }
 
+/// What is logged unless a setting says otherwise. PostgreSQL's notices tell of what exists already.
+pub(crate) const DEFAULT_FILTER: &str = "info,sqlx::postgres::notice=warn";
+
 /// Checks a filter.
 pub(crate) fn parse_filter(text: &str) -> Result<String, String> {
     match EnvFilter::try_new(text) {

@@ -52,7 +52,7 @@ pub struct Services {
 /// bounds the database is the publisher's queue.
 const STREAMS_MAX: u32 = 1_024;
 /// HPACK-decoded size of a request's headers.
-const HEADER_LIST_BYTES_MAX: u32 = 16 * 1024;
+const HEADER_LIST_BYTES_MAX: u32 = 8 * 1024;
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// Streams that clients reset before we took them up; more ends the connection (CVE-2023-44487).

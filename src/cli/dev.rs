@@ -22,8 +22,8 @@ use crate::telemetry;
 pub struct Args {
     #[command(flatten)]
     flags: Flags,
-    /// Use this database instead of one of its own [env: DATABASE_URL]
-    #[arg(long, value_name = "URL")]
+    /// Use this database instead of one of its own
+    #[arg(long, value_name = "URL", conflicts_with_all = ["data_dir", "ephemeral"])]
     database_url: Option<String>,
     /// Where the data is kept between runs [default: ~/.local/share/hooklane/dev, for root /var/lib/hooklane/dev]
     #[arg(long, value_name = "DIR", conflicts_with = "ephemeral")]

@@ -1,5 +1,7 @@
 //! `hooklane serve`: a replica for production, given a database; and what `dev` shares with it.
 
+use std::collections::BTreeMap;
+
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::Failure;
@@ -40,14 +42,23 @@ pub async fn run(args: Args) -> Result<(), Failure> {
 
 /// Reads the settings of this process.
 pub(super) fn load(profile: Profile, flags: &Flags) -> Result<Config, Failure> {
-    let environment = std::env::vars_os()
+    let mut environment: BTreeMap<String, String> = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .collect();
+    if profile == Profile::Dev {
+        // Many a shell exports it for another program, whose database must not be migrated by a trial of this one.
+        environment.retain(|name, _| !name.starts_with("DATABASE_URL"));
+    }
     Config::load(profile, flags, environment).map_err(|problems| Failure::usage(problems.to_string()))
 }
 
 /// Starts a replica and says so.
 pub(super) async fn start(config: Config) -> Result<App, Failure> {
+    if let Some(name) =
+        std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()).find(|n| n.starts_with("OTEL_"))
+    {
+        tracing::warn!("{name} is set, but traces are not exported yet");
+    }
     let app = App::start(config).await.map_err(start_failure)?;
     let grpc = app.grpc_addr().map_or_else(|| "none".to_owned(), |addr| addr.to_string());
     super::say(&format!("ready grpc={grpc} ops={}", app.ops_addr()))?;
@@ -67,7 +78,9 @@ pub(super) fn connect_failure(error: &ConnectError) -> Failure {
         ConnectError::Url(_) | ConnectError::Version(_) | ConnectError::TransactionPooler => {
             Failure::usage(error.to_string())
         }
-        ConnectError::Store(Error::Unavailable(_)) => Failure::unavailable(error.to_string()),
+        ConnectError::Refused(_) | ConnectError::Store(Error::Unavailable(_)) => {
+            Failure::unavailable(error.to_string())
+        }
         ConnectError::Migrate(_) | ConnectError::Store(_) => Failure::internal(error.to_string()),
     }
 }

@@ -242,7 +242,7 @@ impl Store {
     }
 
     /// Makes the endpoint a tombstone: nothing is matched or claimed for it any more. What is outstanding is canceled
-    /// by [`Store::cancel_tombstones`].
+    /// by [`Store::cancel_deleted`].
     pub async fn delete_endpoint(&self, id: EndpointId, version: Option<i64>) -> Result<DeleteOutcome> {
         let done = sqlx::query(DELETE).bind(id.uuid()).bind(version).execute(&self.reader).await?;
         if done.rows_affected() > 0 {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{ConnectOptions, PgPool};
+use sqlx::{ConnectOptions, Connection, PgConnection, PgPool};
 
 use super::backlog::Limits;
 use super::error::Error;
@@ -29,6 +29,9 @@ pub enum ConnectError {
     /// The URL cannot be read.
     #[error("the database URL is not valid: {0}; allowed is postgres://user:password@host:port/database")]
     Url(#[source] sqlx::Error),
+    /// The server answered and refused us: an unknown role or database, a wrong password.
+    #[error("the database refused the connection: {0}")]
+    Refused(#[source] sqlx::Error),
     /// The server is too old.
     #[error("the database is PostgreSQL {0}; supported are 14 to 18")]
     Version(u32),
@@ -97,8 +100,12 @@ pub(super) async fn connect(config: &Config) -> Result<(PgPool, PgPool), Connect
     };
     // Readers' filters are mostly absent: planned for the values at hand, conditions on null fall away.
     let for_readers = options.clone().options(EVERY_CONNECTION).options([("plan_cache_mode", "force_custom_plan")]);
-    let reader = pool(readers_max).connect_with(for_readers).await.map_err(connect_error)?;
-    check_server(&reader).await?;
+    // One connection outside the pool first: a pool tries until its time is up and then tells no reason.
+    let mut probe = for_readers.connect().await.map_err(connect_error)?;
+    check_server(&mut probe).await?;
+    // Whatever its farewell meets, it is gone.
+    let _ = probe.close().await;
+    let reader = pool(readers_max).connect_lazy_with(for_readers);
     let engine = pool((config.connections_max - readers_max).max(3)).connect_lazy_with(for_engine(options));
     Ok((engine, reader))
 }
@@ -109,17 +116,21 @@ pub(super) fn for_engine(options: PgConnectOptions) -> PgConnectOptions {
 }
 
 /// PgBouncer refuses start-up parameters it does not know (08P01), and only transaction pooling makes them unknowable.
+/// Class 28: authorization; 3D000: no such database.
 fn connect_error(error: sqlx::Error) -> ConnectError {
-    match &error {
-        sqlx::Error::Database(refusal) if refusal.code().as_deref() == Some("08P01") => ConnectError::TransactionPooler,
+    let code = error.as_database_error().and_then(|refusal| refusal.code()).unwrap_or_default();
+    match code.as_ref() {
+        "08P01" => ConnectError::TransactionPooler,
+        "3D000" => ConnectError::Refused(error),
+        code if code.starts_with("28") => ConnectError::Refused(error),
         _ => error.into(),
     }
 }
 
-async fn check_server(pool: &PgPool) -> Result<(), ConnectError> {
+async fn check_server(connection: &mut PgConnection) -> Result<(), ConnectError> {
     let (version, search_path): (i32, String) =
         sqlx::query_as("select current_setting('server_version_num')::int, current_setting('search_path')")
-            .fetch_one(pool)
+            .fetch_one(connection)
             .await?;
     // A pooler that ignores start-up parameters gave us a connection without our settings.
     if !search_path.starts_with("hooklane") {

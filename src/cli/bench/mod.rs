@@ -1,7 +1,7 @@
 //! `hooklane bench`: what this machine delivers, beside what it could deliver at most.
 //!
 //! A cluster, a service and receivers run as processes of their own; the callers are this one. A scenario is a file or a
-//! [`Shape`] of `load`; `measure` knows how to count, `report` and `checks` what to say about it.
+//! `Shape` of `load`; `measure` knows how to count, `report` and `checks` what to say about it.
 
 mod backlog;
 mod callers;

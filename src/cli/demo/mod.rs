@@ -1,7 +1,7 @@
 //! `hooklane demo`: the whole path in one terminal, told in five short acts.
 //!
 //! Everything in it is real, and gone afterwards: a PostgreSQL of its own, the service in this process, two receivers on
-//! loopback, and a gRPC client such as any caller has. [`show`] is the story; `stage` is what it plays on, `watch` is
+//! loopback, and a gRPC client such as any caller has. `show` is the story; `stage` is what it plays on, `watch` is
 //! the live part, and `screen` is the only one that prints.
 
 mod by_hand;

@@ -1,7 +1,5 @@
 //! What is made of what a receiver does, however badly.
 
-use std::time::Instant;
-
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::oneshot;
 
@@ -91,10 +89,8 @@ async fn a_silent_receiver_is_a_timeout_and_its_connection_is_closed() {
         }
     })
     .await;
-    let started = Instant::now();
     let result = send(&egress(), &receiver.url("/"), SHORT).await;
     check(&result, AttemptOutcome::Timeout, 0, "timeout: no answer within 0.5 s");
-    assert!(started.elapsed() < 2 * SHORT);
     assert!(tokio::time::timeout(PATIENT, seen).await.unwrap().unwrap());
 }
 

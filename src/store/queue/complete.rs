@@ -145,7 +145,7 @@ select id, endpoint_id, due_at from ended";
 pub const CANCELED_REASON: &str = "canceled by CancelDelivery";
 
 impl Store {
-    /// Completes claims, in one commit for each [`BATCH_MAX`] of them; ids must be distinct.
+    /// Completes claims, in one commit for each 128 of them; ids must be distinct.
     pub async fn complete(&self, completions: &[Completion]) -> Result<Settled> {
         let mut settled = Settled::default();
         for batch in completions.chunks(BATCH_MAX) {
