@@ -23,7 +23,7 @@ pub enum Format {
 }
 
 /// What is logged unless a setting says otherwise. PostgreSQL's notices tell of what exists already.
-pub(crate) const DEFAULT_FILTER: &str = "info,sqlx::postgres::notice=warn";
+pub(crate) const DEFAULT_FILTER: &str = "info,sqlx=warn";
 
 /// Checks a filter.
 pub(crate) fn parse_filter(text: &str) -> Result<String, String> {

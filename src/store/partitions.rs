@@ -89,6 +89,6 @@ mod tests {
         let (low, high) = bounds(Key::Time, day);
         assert_eq!((low.as_str(), high.as_str()), ("2026-01-21T00:00:00Z", "2026-01-22T00:00:00Z"));
         let (low, high) = bounds(Key::Id, day);
-        assert!(low < high && low.ends_with("-0000-0000-0000-000000000000"));
+        assert!(low < high && low.ends_with("-0000-0000-000000000000"));
     }
 }
