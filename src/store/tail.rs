@@ -75,6 +75,8 @@ pub struct TimelineEvent {
     pub attempt_count: u32,
     /// Why, where it came to its end.
     pub reason: Option<String>,
+    /// The event's key.
+    pub idempotency_key: Option<String>,
     /// When the next attempt is due, where one is.
     pub next_attempt_time: Option<Timestamp>,
     /// The attempt that ended, where one did.
@@ -88,12 +90,13 @@ pub struct Cursor(String);
 const NOW: &str = "select pg_current_snapshot()::text";
 
 /// Everything committed since the cursor, and the cursor after it, of one and the same snapshot. Reads by
-/// `timeline_xid`. Rows of one delivery come in their order: each transition is a transaction after the one before.
+/// `timeline_xid`, keys by `events_pkey`. Rows of one delivery come in their order: each transition is a transaction after the one before.
 const SINCE: &str = "
 select t.number, t.trigger, t.outcome, t.started_at, t.duration_us, t.url, t.status, t.response_headers,
        t.response_body, t.response_truncated, t.error, t.next_attempt_at, t.replica,
        t.kind, t.time, t.delivery_id, t.endpoint_id, t.event_id, t.tenant, t.event_type, t.state, t.priority,
-       t.attempt_count, t.reason, n.snapshot
+       t.attempt_count, t.reason, n.snapshot,
+       (select v.idempotency_key from events v where v.id = t.event_id)
 from (select pg_current_snapshot()::text as snapshot) n
 left join timeline t
   on t.xid >= pg_snapshot_xmin($1::pg_snapshot) and not pg_visible_in_snapshot(t.xid, $1::pg_snapshot)
@@ -135,5 +138,6 @@ fn read_transition(row: &PgRow) -> Result<Option<TimelineEvent>> {
         priority: row.try_get(21)?,
         attempt_count: count(row.try_get(22)?),
         reason: row.try_get(23)?,
+        idempotency_key: row.try_get(25)?,
     }))
 }

@@ -77,6 +77,7 @@ pub(in crate::api) fn transition_to_proto(event: &TimelineEvent) -> proto::Deliv
             reason: standing.words(),
             attempt_count: event.attempt_count,
             priority: i32::from(event.priority),
+            idempotency_key: event.idempotency_key.clone().unwrap_or_default(),
             create_time: Some(to_timestamp(event.delivery.time())),
             next_attempt_time: event.next_attempt_time.map(to_timestamp),
             settle_time: event.state.is_settled().then(|| to_timestamp(event.time)),

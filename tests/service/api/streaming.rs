@@ -49,7 +49,8 @@ async fn a_delivery_is_seen_queued_failing_and_succeeding_in_order() {
     let receiver = receiver(Behaviour { fail_first: 2, ..Behaviour::default() }).await;
     let endpoint = service.register(endpoint(&receiver.url())).await;
     let mut stream = stream(&service, StreamDeliveryEventsRequest::default()).await;
-    let published = service.publish(event("order.created")).await;
+    let keyed = PublishRequest { idempotency_key: "order-1".to_owned(), ..event("order.created") };
+    let published = service.publish(keyed).await;
     let id = &published.deliveries[0].delivery_id;
     use DeliveryEventKind::{AttemptFailed, Queued, Succeeded};
     let mut times = Vec::new();
@@ -64,7 +65,7 @@ async fn a_delivery_is_seen_queued_failing_and_succeeding_in_order() {
         assert_eq!((event.kind(), delivery.attempt_count, delivery.state()), (kind, attempts, state));
         assert_eq!((&delivery.id, &delivery.event_id), (id, &published.event_id));
         assert_eq!((&delivery.endpoint_id, delivery.event_type.as_str()), (&endpoint.id, "order.created"));
-        assert_eq!(delivery.tenant, "default");
+        assert_eq!((delivery.tenant.as_str(), delivery.idempotency_key.as_str()), ("default", "order-1"));
         match (&event.attempt, kind) {
             (None, Queued) => {}
             (Some(attempt), AttemptFailed) => {
