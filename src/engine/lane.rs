@@ -86,7 +86,9 @@ impl<R> Lane<R> {
         let held = self.held();
         let is_hungry = self.awake && !self.claiming && !self.is_held(now);
         let room = if is_hungry { (cap + ahead).saturating_sub(held).min(CLAIM_MAX) } else { 0 };
-        Appetite { room, held, ahead }
+        // While something is ready there is no hurry: a claim of a few rows costs almost as much as one of many.
+        let is_worth_it = self.ready.is_empty() || room >= cap / 2;
+        Appetite { room: if is_worth_it { room } else { 0 }, held, ahead }
     }
 
     /// A claim of `room` rows begins; answers where it may start.
@@ -260,6 +262,18 @@ mod tests {
         assert_eq!(lane.appetite(now, false).room, 0, "nothing has ended: nothing ahead");
         lane.end_attempt(now);
         assert_eq!(lane.appetite(now, false), Appetite { room: 2, held: 1, ahead: 1 });
+    }
+
+    #[test]
+    fn a_lane_with_something_ready_waits_until_a_claim_is_worth_it() {
+        let now = Instant::now();
+        let mut lane = awake(4, now);
+        (0..5).for_each(|number| lane.make_ready(number, now));
+        while lane.start_next(now).is_some() {}
+        lane.end_attempt(now);
+        assert_eq!(lane.appetite(now, false).room, 0, "one is ready, and there is room for one");
+        lane.start_next(now);
+        assert_eq!(lane.appetite(now, false).room, 1, "nothing is ready any more");
     }
 
     #[test]
