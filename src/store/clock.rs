@@ -3,12 +3,12 @@
 //! Ids, signature times and waits are taken from it, so a replica whose own clock is off by an hour does no harm.
 
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use sqlx::PgPool;
 
 use super::error::Result;
-use super::types::PgTime;
+use super::types::{PgTime, micros};
 use crate::domain::id::new_uuid;
 use crate::domain::time::Timestamp;
 
@@ -59,8 +59,4 @@ impl DbClock {
     pub fn new_uuid(&self) -> uuid::Uuid {
         new_uuid(self.now(), rand::random())
     }
-}
-
-fn micros(span: Duration) -> i64 {
-    i64::try_from(span.as_micros()).unwrap_or(i64::MAX)
 }

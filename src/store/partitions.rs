@@ -8,7 +8,7 @@ use std::time::Duration;
 use sqlx::{AssertSqlSafe, PgPool, Row};
 
 use super::error::Result;
-use super::types::PgTime;
+use super::types::{PgTime, micros};
 use crate::domain::id::uuid_floor;
 use crate::domain::time::Timestamp;
 
@@ -72,10 +72,6 @@ fn bounds(key: Key, from: Timestamp) -> (String, String) {
         Key::Id => (uuid_floor(from).to_string(), uuid_floor(to).to_string()),
         Key::Time => (from.to_string(), to.to_string()),
     }
-}
-
-fn micros(span: Duration) -> i64 {
-    i64::try_from(span.as_micros()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! How domain values look in PostgreSQL's binary protocol and back.
 
+use std::time::Duration;
+
 use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;
 use sqlx::postgres::types::Oid;
@@ -67,6 +69,11 @@ pub(super) fn headers_from_text(text: &str) -> Vec<(String, String)> {
 /// A stored number as one of the contract's enums.
 pub(super) fn stored<T>(what: &str, number: i16, from: impl Fn(i16) -> Option<T>) -> Result<T, Error> {
     from(number).ok_or_else(|| Error::Unreadable(format!("{what} {number}")))
+}
+
+/// A span in microseconds, the grain of the database's times.
+pub(super) fn micros(span: Duration) -> i64 {
+    i64::try_from(span.as_micros()).unwrap_or(i64::MAX)
 }
 
 /// A count that the database holds as a signed integer and a CHECK keeps from being negative.

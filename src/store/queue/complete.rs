@@ -15,7 +15,7 @@ use crate::domain::endpoint::HEALTH_ALPHA;
 use crate::domain::id::{DeliveryId, EndpointId};
 use crate::domain::time::Timestamp;
 use crate::store::error::Result;
-use crate::store::types::{PgTime, headers_to_text};
+use crate::store::types::{PgTime, headers_to_text, micros};
 use crate::store::{Due, Store};
 
 /// What becomes of a claimed delivery.
@@ -255,7 +255,7 @@ impl Columns {
         self.states.push(state.number());
         self.attempt_counts.push(one.attempt_count.cast_signed());
         self.reasons.push(reason);
-        self.delays_us.push(i64::try_from(delay.as_micros()).unwrap_or(i64::MAX));
+        self.delays_us.push(micros(delay));
         self.push_attempt(one.attempt.as_ref());
         if let Some(attempt) = &one.attempt
             && is_endpoints_doing(attempt.result.outcome)
@@ -270,7 +270,7 @@ impl Columns {
         self.started_at.push(attempt.map(|attempt| PgTime(attempt.started_at)));
         self.triggers.push(attempt.map(|attempt| attempt.trigger.number()));
         self.urls.push(attempt.map(|attempt| attempt.url.to_string()));
-        self.durations_us.push(result.map(|result| i64::try_from(result.duration.as_micros()).unwrap_or(i64::MAX)));
+        self.durations_us.push(result.map(|result| micros(result.duration)));
         self.outcomes.push(result.map(|result| result.outcome.number()));
         self.statuses.push(result.map(|result| i32::from(result.status)));
         self.truncated.push(result.map(|result| result.response_truncated));
