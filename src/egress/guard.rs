@@ -15,10 +15,10 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use http::Uri;
 use http::uri::Scheme;
+use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tower::Service;
 
-use super::stream::Stream;
 use crate::domain::address::{EgressRules, Forbidden};
 
 /// Why no connection was made. The words say nothing of addresses: they are shown to the endpoint's owner.
@@ -64,7 +64,7 @@ impl Guard {
 }
 
 impl Service<Uri> for Guard {
-    type Response = Stream;
+    type Response = TokioIo<TcpStream>;
     type Error = DialError;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, DialError>> + Send>>;
 
@@ -74,7 +74,7 @@ impl Service<Uri> for Guard {
 
     fn call(&mut self, uri: Uri) -> Self::Future {
         let rules = Arc::clone(&self.rules);
-        Box::pin(async move { connect(&rules, &uri).await.map(Stream::new) })
+        Box::pin(async move { connect(&rules, &uri).await.map(TokioIo::new) })
     }
 }
 

@@ -137,21 +137,28 @@ impl Failure {
         Self { outcome: AttemptOutcome::Timeout, error: error.into() }
     }
 
-    /// Tells the client's errors apart.
-    pub(super) fn classify(error: &hyper_util::client::legacy::Error) -> Self {
-        let dialling = causes(error).find_map(|cause| cause.downcast_ref::<DialError>());
-        let tls = causes(error).find_map(|cause| cause.downcast_ref::<rustls::Error>());
-        let (outcome, error) = match (dialling, tls) {
-            (Some(error), _) => (dial_outcome(*error), error.to_string().into()),
-            // An alert may come after our part of the handshake, where a receiver wants a certificate of us.
-            (None, Some(error)) => (AttemptOutcome::TlsFailed, tls_words(error).into()),
-            // The guard had connected, so the handshake broke off.
-            (None, None) if error.is_connect() => {
-                (AttemptOutcome::TlsFailed, "TLS handshake failed: the connection was closed".into())
-            }
-            (None, None) => (AttemptOutcome::ProtocolError, protocol_words(error).into()),
-        };
-        Self { outcome, error }
+    /// There is no connection.
+    pub(super) fn of_connecting(error: &(dyn Error + 'static)) -> Self {
+        if let Some(error) = causes(error).find_map(|cause| cause.downcast_ref::<DialError>()) {
+            return Self { outcome: dial_outcome(*error), error: error.to_string().into() };
+        }
+        // The guard had connected, so it was the handshake.
+        Self::of_tls(error).unwrap_or_else(|| Self::tls("TLS handshake failed: the connection was closed"))
+    }
+
+    /// The connection brought no answer.
+    pub(super) fn of_exchange(error: &hyper::Error) -> Self {
+        // An alert may come after our part of the handshake, where a receiver wants a certificate of us.
+        Self::of_tls(error)
+            .unwrap_or_else(|| Self { outcome: AttemptOutcome::ProtocolError, error: protocol_words(error).into() })
+    }
+
+    fn of_tls(error: &(dyn Error + 'static)) -> Option<Self> {
+        causes(error).find_map(|cause| cause.downcast_ref::<rustls::Error>()).map(|error| Self::tls(tls_words(error)))
+    }
+
+    fn tls(words: &'static str) -> Self {
+        Self { outcome: AttemptOutcome::TlsFailed, error: words.into() }
     }
 
     pub(super) fn into_result(self, duration: Duration) -> AttemptResult {
@@ -202,14 +209,13 @@ const fn tls_words(error: &rustls::Error) -> &'static str {
     }
 }
 
-fn protocol_words(error: &(dyn Error + 'static)) -> &'static str {
-    let http = causes(error).find_map(|cause| cause.downcast_ref::<hyper::Error>());
-    match http {
-        Some(error) if error.is_parse() => "what came was not a valid HTTP response",
-        Some(error) if error.is_incomplete_message() || error.is_canceled() || error.is_closed() => {
-            "the connection was closed before an answer came"
-        }
-        _ => "the connection broke before an answer came",
+fn protocol_words(error: &hyper::Error) -> &'static str {
+    if error.is_parse() {
+        "what came was not a valid HTTP response"
+    } else if error.is_incomplete_message() || error.is_canceled() || error.is_closed() {
+        "the connection was closed before an answer came"
+    } else {
+        "the connection broke before an answer came"
     }
 }
 

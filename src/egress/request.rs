@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, USER_AGENT};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
-use http_body_util::Full;
 use percent_encoding::percent_decode_str;
 
+use super::connection::Body;
+use super::pool::Origin;
 use crate::domain::Problem;
 use crate::domain::body;
 use crate::domain::endpoint::PayloadFormat;
@@ -39,7 +40,9 @@ const VALUES_BYTES: usize = 192;
 
 /// An endpoint's address and signing keys, ready for use.
 pub struct Target {
-    uri: Uri,
+    origin: Origin,
+    /// Path and query.
+    path: Uri,
     host: HeaderValue,
     authorization: Option<HeaderValue>,
     shown_url: String,
@@ -54,16 +57,22 @@ impl Target {
         let mut bare = url.parsed().clone();
         bare.set_username("").and_then(|()| bare.set_password(None)).map_err(|()| problem())?;
         let uri = Uri::try_from(bare.as_str()).map_err(|_| problem())?;
+        let origin = Origin::of(&uri).ok_or_else(problem)?;
+        let path = Uri::from(uri.path_and_query().cloned().ok_or_else(problem)?);
         // A URL's authority has its scheme's default port already left out, as the header wants it.
         let authority = uri.authority().ok_or_else(problem)?.as_str();
         let host = HeaderValue::from_str(authority).map_err(|_| problem())?;
         let authorization = basic(url.parsed());
-        Ok(Self { uri, host, authorization, shown_url: url.redacted(), signer, timeout })
+        Ok(Self { origin, path, host, authorization, shown_url: url.redacted(), signer, timeout })
     }
 
     /// Scheme, host, port and path: what may be logged and shown.
     pub fn shown_url(&self) -> &str {
         &self.shown_url
+    }
+
+    pub(super) const fn origin(&self) -> &Origin {
+        &self.origin
     }
 
     pub(super) const fn timeout(&self) -> Duration {
@@ -100,7 +109,7 @@ pub struct Outgoing<'a> {
 }
 
 /// The request an endpoint receives.
-pub(super) fn assemble(outgoing: &Outgoing<'_>, user_agent: &HeaderValue) -> Request<Full<Bytes>> {
+pub(super) fn assemble(outgoing: &Outgoing<'_>, user_agent: &HeaderValue) -> Request<Body> {
     let Outgoing { target, event, delivery_id, format, attempt, now } = *outgoing;
     let body = body::render(event, format);
     let event_id = event.id.to_string();
@@ -140,9 +149,9 @@ pub(super) fn assemble(outgoing: &Outgoing<'_>, user_agent: &HeaderValue) -> Req
         }
     }
 
-    let mut request = Request::new(Full::new(body.bytes));
+    let mut request = Request::new(Body::new(body.bytes));
     *request.method_mut() = Method::POST;
-    *request.uri_mut() = target.uri.clone();
+    *request.uri_mut() = target.path.clone();
     *request.headers_mut() = headers;
     request
 }

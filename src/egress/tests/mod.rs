@@ -2,12 +2,14 @@
 //! `refusals` what never reaches them.
 
 mod answers;
-mod receiver;
+pub(super) mod receiver;
 mod refusals;
 mod requests;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
+
+use bytes::Bytes;
 
 use super::*;
 use crate::domain::attempt::AttemptOutcome;
@@ -33,7 +35,7 @@ fn egress_with(rules: EgressRules) -> Egress {
 }
 
 /// An egress that may reach the receivers of these tests.
-fn egress() -> Egress {
+pub(super) fn egress() -> Egress {
     egress_with(EgressRules { allow_http: true, allow_cidrs: vec!["127.0.0.0/8".parse().unwrap()] })
 }
 
@@ -70,7 +72,7 @@ fn delivery_id() -> DeliveryId {
     "dlv_01h455vb4pex5vsknk084sn02q".parse().unwrap()
 }
 
-async fn send(egress: &Egress, url: &str, timeout: Duration) -> AttemptResult {
+pub(super) async fn send(egress: &Egress, url: &str, timeout: Duration) -> AttemptResult {
     egress.send(outgoing(&target(url, timeout), &event(r#"{"a":1}"#))).await
 }
 

@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 /// A listener that counts the connections that reach it.
-pub(super) struct Receiver {
+pub(in crate::egress) struct Receiver {
     pub(super) address: SocketAddr,
     connections: Arc<AtomicUsize>,
 }
@@ -34,7 +34,7 @@ impl Receiver {
     }
 
     /// Answers every request with the same bytes and keeps the connection.
-    pub(super) async fn answering(answer: impl Into<Vec<u8>>) -> Self {
+    pub(in crate::egress) async fn answering(answer: impl Into<Vec<u8>>) -> Self {
         let answer = Arc::new(answer.into());
         Self::start(move |mut stream| {
             let answer = Arc::clone(&answer);
@@ -76,11 +76,11 @@ impl Receiver {
         .await
     }
 
-    pub(super) fn url(&self, path: &str) -> String {
+    pub(in crate::egress) fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
     }
 
-    pub(super) fn connections(&self) -> usize {
+    pub(in crate::egress) fn connections(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
     }
 }

@@ -130,3 +130,23 @@ async fn requests_at_once_do_not_wait_for_each_other() {
     let results = futures::future::join_all((0..50).map(|_| send(&egress, &url, PATIENT))).await;
     assert!(results.iter().all(|result| result.outcome == AttemptOutcome::Succeeded));
 }
+
+#[tokio::test]
+async fn a_connection_that_the_receiver_closed_meanwhile_fails_no_request() {
+    let receiver = Receiver::closing("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+    let egress = egress();
+    for number in 1..=3 {
+        check(&send(&egress, &receiver.url("/"), PATIENT).await, AttemptOutcome::Succeeded, 200, "");
+        assert_eq!(receiver.connections(), number);
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_is_asked_to_close_is_closed() {
+    let receiver = Receiver::answering("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n").await;
+    let egress = egress();
+    for number in 1..=2 {
+        check(&send(&egress, &receiver.url("/"), PATIENT).await, AttemptOutcome::Succeeded, 200, "");
+        assert_eq!(receiver.connections(), number);
+    }
+}
