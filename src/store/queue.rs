@@ -88,15 +88,19 @@ pub struct Claimed {
 /// One statement for all hungry lanes. A lane's rows are found by `outstanding_due` from its low-water mark on, locked
 /// in due order, and left out where somebody else holds them; endpoints are read in the same snapshot, so nothing is
 /// claimed for a deleted or paused one. What was in flight and lapsed is recorded as LOST here.
-/// The update finds its rows by `outstanding_pkey` from an array: joined, an empty table's statistics would make it a
-/// scan.
+/// The update finds its rows by `outstanding_pkey` from an array, and `limit 1` keeps each lane's endpoint a lookup by
+/// `endpoints_pkey`: joined, an empty table's statistics would make either a scan of the table.
 pub(super) const CLAIM: &str = "
 with lanes as materialized (
   select l.endpoint_id, greatest(least(l.room, e.max_in_flight + l.ahead - l.held), 0) as room, l.low_water, e.version,
          e.shown_url
   from unnest($1::uuid[], $2::int[], $3::timestamptz[], $6::int[], $7::int[])
     as l (endpoint_id, room, low_water, held, ahead)
-  join endpoints e on e.id = l.endpoint_id and e.state = 1 and e.delete_time is null
+  cross join lateral (
+    select e.max_in_flight, e.version, e.shown_url from endpoints e
+    where e.id = l.endpoint_id and e.state = 1 and e.delete_time is null
+    limit 1
+  ) e
 ), picked as materialized (
   select d.*, lanes.version, lanes.shown_url
   from lanes cross join lateral (

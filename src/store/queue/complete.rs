@@ -78,7 +78,8 @@ const BATCH_MAX: usize = 128;
 
 /// The score is capped because the sum of a batch's weights may be a rounding error above 1, which the CHECK refuses.
 /// Locks the deliveries in id order (an index scan visits an array's values in order) by `outstanding_pkey`, then the
-/// endpoints' health in id order. `$1` are all ids, `$2` those that settle, `$3` those that are retried.
+/// endpoints' health in id order; the `any` keeps that join from scanning every endpoint's. `$1` are all ids, `$2` those
+/// that settle, `$3` those that are retried.
 pub(in crate::store) const COMPLETE: &str = "
 with settled as (
   delete from outstanding o
@@ -137,7 +138,7 @@ with settled as (
       last_failure_time = case when f.had_failure then now() else h.last_failure_time end
   from unnest($19::uuid[], $20::float8[], $21::float8[], $22::int[], $23::boolean[], $24::boolean[])
     as f (endpoint_id, kept, added, failures, had_success, had_failure)
-  where h.endpoint_id = f.endpoint_id
+  where h.endpoint_id = f.endpoint_id and h.endpoint_id = any($19::uuid[])
 )
 select id, endpoint_id, due_at from ended";
 
