@@ -38,13 +38,14 @@ impl Connection {
         Ok(Self { sender, driver: Some(Box::new(driver)) })
     }
 
-    /// Sends a request and reads the head of its answer. The error has the request where none of it was written.
-    pub(super) async fn send(
+    /// Sends a request, at once, and reads the head of its answer. The error has the request where none of it was written.
+    pub(super) fn send(
         &mut self,
         request: Request<Body>,
-    ) -> Result<Response<Incoming>, TrySendError<Request<Body>>> {
+    ) -> impl Future<Output = Result<Response<Incoming>, TrySendError<Request<Body>>>> {
+        // Not `async`: the future would keep room for the request that hyper has by now.
         let response = self.sender.try_send_request(request);
-        drive(&mut self.driver, response).await
+        drive(&mut self.driver, response)
     }
 
     /// Does what needs the connection to go on meanwhile: reading an answer's body.

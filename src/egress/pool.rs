@@ -79,7 +79,8 @@ impl Pool {
                 },
             }
         }
-        let mut connection = self.connect(origin).await?;
+        // Boxed, for it is large and seldom: every attempt would carry room for it.
+        let mut connection = Box::pin(self.connect(origin)).await?;
         match connection.send(request).await {
             Ok(response) => Ok((connection, response)),
             Err(refused) => Err(Failure::of_exchange(refused.error())),
