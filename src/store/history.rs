@@ -108,7 +108,7 @@ select d.id, d.event_id, d.endpoint_id, d.tenant, d.event_type, d.state, d.reaso
        d.attempt_started_at, d.trigger, d.replica, (select e.shown_url from endpoints e where e.id = d.endpoint_id)
 from deliveries d where d.id = $1";
 
-/// Reads by `timeline_delivery`; the time leaves out the days before the delivery was made.
+/// Reads by `timeline_attempts`; the time leaves out the days before the delivery was made.
 const ATTEMPTS: &str = "
 select number, trigger, outcome, started_at, duration_us, url, status, response_headers, response_body,
        response_truncated, error, next_attempt_at, replica
