@@ -24,6 +24,8 @@ pub(super) struct Ready {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Ended {
     pub(super) endpoint: EndpointId,
+    /// Whether the receiver answered, whatever it said.
+    pub(super) is_answered: bool,
     /// How long the endpoint asked to be left alone.
     pub(super) hold: Option<Duration>,
 }
@@ -41,7 +43,8 @@ pub(super) async fn run(shared: Arc<Shared>, ready: Ready, ended: mpsc::Unbounde
     };
     let result = shared.egress.send(outgoing).await;
     // The scheduler may have ended already; then nobody needs the room.
-    let _ = ended.send(Ended { endpoint: claimed.endpoint, hold: lane_hold(&result) });
+    let is_answered = result.status != 0;
+    let _ = ended.send(Ended { endpoint: claimed.endpoint, is_answered, hold: lane_hold(&result) });
     let settlement = match settle(claimed.retries_spent, &result, &endpoint.retry_policy, rand::random()) {
         Decision::Succeed => Settlement::Succeeded,
         Decision::Retry { delay } => Settlement::Retry { delay },

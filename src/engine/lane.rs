@@ -19,6 +19,8 @@ pub(super) struct Lane<R> {
     /// Requests that ended since the last claim: how fast the endpoint is.
     ended: u32,
     max_in_flight: u32,
+    /// Requests that the receiver is trusted with at once, within the cap: more as it answers.
+    trust: u32,
     /// Whether work may be due.
     awake: bool,
     /// Whether a claim for this lane is under way.
@@ -45,6 +47,9 @@ pub(super) struct Appetite {
     pub(super) ahead: u32,
 }
 
+/// Requests at once to a receiver that has not answered yet, or no longer does. Each holds a socket and some 34 KB until
+/// its deadline: receivers that are dead should not hold as much as the cap allows to those that are alive.
+const TRUST_MIN: u32 = 16;
 /// Rows claimed for one lane in one statement.
 const CLAIM_MAX: u32 = 256;
 /// How far behind the newest claimed row a lane looks again, in microseconds: commits of the same moment may come later.
@@ -60,6 +65,7 @@ impl<R> Lane<R> {
             asked: 0,
             ended: 0,
             max_in_flight,
+            trust: TRUST_MIN,
             awake: false,
             claiming: false,
             queued: false,
@@ -82,7 +88,8 @@ impl<R> Lane<R> {
     /// A lane claims ahead of its cap as many as ended since its last claim, so that an endpoint that answers at once
     /// never waits for the database, and one that does not answer holds nothing it cannot send.
     pub(super) fn appetite(&self, now: Instant, is_crowded: bool) -> Appetite {
-        let (cap, ahead) = if is_crowded { (1, 0) } else { (self.max_in_flight, self.ended.min(self.max_in_flight)) };
+        let (cap, ahead) =
+            if is_crowded { (1, 0) } else { (self.in_flight_max(), self.ended.min(self.in_flight_max())) };
         let held = self.held();
         let is_hungry = self.awake && !self.claiming && !self.is_held(now);
         let room = if is_hungry { (cap + ahead).saturating_sub(held).min(CLAIM_MAX) } else { 0 };
@@ -134,7 +141,7 @@ impl<R> Lane<R> {
 
     /// The next delivery to send, if one is ready and the cap admits it: its request is under way from here on.
     pub(super) fn start_next(&mut self, now: Instant) -> Option<R> {
-        if self.running >= self.max_in_flight || self.is_held(now) {
+        if self.running >= self.in_flight_max() || self.is_held(now) {
             return None;
         }
         let next = self.ready.pop_front()?;
@@ -154,10 +161,13 @@ impl<R> Lane<R> {
         self.ready.drain(..).collect()
     }
 
-    /// A request has ended.
-    pub(super) fn end_attempt(&mut self, now: Instant) {
+    /// A request has ended, with an answer or without one.
+    pub(super) fn end_attempt(&mut self, is_answered: bool, now: Instant) {
         self.running = self.running.saturating_sub(1);
         self.ended = self.ended.saturating_add(1);
+        // Every answer admits one more: all that are under way answered, and it is twice as many.
+        let trust = if is_answered { self.trust + 1 } else { self.trust / 2 };
+        self.trust = trust.clamp(TRUST_MIN, self.max_in_flight.max(TRUST_MIN));
         self.last_active = now;
     }
 
@@ -169,6 +179,11 @@ impl<R> Lane<R> {
     /// The endpoint's present cap.
     pub(super) const fn set_max_in_flight(&mut self, max: u32) {
         self.max_in_flight = max;
+    }
+
+    /// Requests that may be under way now.
+    fn in_flight_max(&self) -> u32 {
+        self.max_in_flight.min(self.trust)
     }
 
     /// Whether nothing is lost by forgetting the lane.
@@ -226,7 +241,7 @@ mod tests {
         lane.make_ready(7, now);
         assert_eq!(lane.appetite(now, false), Appetite { room: 0, held: 1, ahead: 0 });
         assert_eq!((lane.start_next(now), lane.start_next(now)), (Some(7), None));
-        lane.end_attempt(now);
+        lane.end_attempt(true, now);
         assert!(lane.is_idle(now + Duration::from_secs(2), Duration::from_secs(1)));
     }
 
@@ -248,7 +263,7 @@ mod tests {
             lane.make_ready(number, now);
         }
         assert_eq!((lane.start_next(now), lane.start_next(now), lane.start_next(now)), (Some(0), Some(1), None));
-        lane.end_attempt(now);
+        lane.end_attempt(true, now);
         assert_eq!((lane.start_next(now), lane.start_next(now)), (Some(2), None));
     }
 
@@ -260,7 +275,7 @@ mod tests {
         lane.make_ready(1, now);
         while lane.start_next(now).is_some() {}
         assert_eq!(lane.appetite(now, false).room, 0, "nothing has ended: nothing ahead");
-        lane.end_attempt(now);
+        lane.end_attempt(true, now);
         assert_eq!(lane.appetite(now, false), Appetite { room: 2, held: 1, ahead: 1 });
     }
 
@@ -270,10 +285,31 @@ mod tests {
         let mut lane = awake(4, now);
         (0..5).for_each(|number| lane.make_ready(number, now));
         while lane.start_next(now).is_some() {}
-        lane.end_attempt(now);
+        lane.end_attempt(true, now);
         assert_eq!(lane.appetite(now, false).room, 0, "one is ready, and there is room for one");
         lane.start_next(now);
         assert_eq!(lane.appetite(now, false).room, 1, "nothing is ready any more");
+    }
+
+    #[test]
+    fn a_receiver_gets_its_cap_as_it_answers_and_few_requests_while_it_does_not() {
+        let now = Instant::now();
+        let mut lane = awake(64, now);
+        assert_eq!(lane.appetite(now, false).room, TRUST_MIN);
+        (0..200).for_each(|number| lane.make_ready(number, now));
+        let start = |lane: &mut Lane<u8>| std::iter::from_fn(|| lane.start_next(now)).count();
+        assert_eq!(start(&mut lane), 16);
+        (0..16).for_each(|_| lane.end_attempt(true, now));
+        assert_eq!(start(&mut lane), 32, "each answer admits one more");
+        (0..32).for_each(|_| lane.end_attempt(true, now));
+        assert_eq!(start(&mut lane), 64, "up to the cap");
+        lane.end_attempt(false, now);
+        assert_eq!(start(&mut lane), 0, "half as many after one that was not answered");
+        (0..63).for_each(|_| lane.end_attempt(false, now));
+        assert_eq!(start(&mut lane), 16, "never less");
+        let mut narrow = awake(3, now);
+        (0..9).for_each(|number| narrow.make_ready(number, now));
+        assert_eq!(start(&mut narrow), 3);
     }
 
     #[test]

@@ -293,7 +293,7 @@ impl Scheduler {
         let now = Instant::now();
         self.held = self.held.saturating_sub(1);
         let Some(lane) = self.lanes.get_mut(&ended.endpoint) else { return };
-        lane.end_attempt(now);
+        lane.end_attempt(ended.is_answered, now);
         match ended.hold {
             None => {
                 self.start_ready(ended.endpoint);
