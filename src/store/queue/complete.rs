@@ -3,7 +3,7 @@
 //! A delivery moves by `DELETE … RETURNING` into an INSERT, its timeline row and the endpoint's health with it. A
 //! completion whose claim is no longer the current one changes nothing.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -71,6 +71,8 @@ pub struct Settled {
     pub won: HashSet<DeliveryId>,
     /// When the retried ones are due again; told as hints.
     due: Vec<Due>,
+    /// Whose deliveries are outstanding no more; told to the backlog's count.
+    ended: Vec<EndpointId>,
 }
 
 /// Completions of one statement at most: beyond it, finding a row's place in the arrays begins to weigh.
@@ -79,7 +81,8 @@ const BATCH_MAX: usize = 128;
 /// The score is capped because the sum of a batch's weights may be a rounding error above 1, which the CHECK refuses.
 /// Locks the deliveries in id order (an index scan visits an array's values in order) by `outstanding_pkey`, then the
 /// endpoints' health in id order; the `any` keeps that join from scanning every endpoint's. `$1` are all ids, `$2` those
-/// that settle, `$3` those that are retried.
+/// that settle, `$3` those that are retried. Answers how many claims were current, beside each that is due again, or
+/// beside every one where some were not.
 pub(in crate::store) const COMPLETE: &str = "
 with settled as (
   delete from outstanding o
@@ -140,7 +143,9 @@ with settled as (
     as f (endpoint_id, kept, added, failures, had_success, had_failure)
   where h.endpoint_id = f.endpoint_id and h.endpoint_id = any($19::uuid[])
 )
-select id, endpoint_id, due_at from ended";
+select t.count, e.id, e.due_at
+from (select count(*) from ended) t
+left join ended e on e.due_at is not null or t.count < cardinality($1::uuid[])";
 
 /// Why a delivery is canceled whose request was under way.
 pub const CANCELED_REASON: &str = "canceled by CancelDelivery";
@@ -150,8 +155,7 @@ impl Store {
     pub async fn complete(&self, completions: &[Completion]) -> Result<Settled> {
         let mut settled = Settled::default();
         for batch in completions.chunks(BATCH_MAX) {
-            let columns = Columns::of(batch.iter());
-            self.complete_batch(columns, &mut settled).await?;
+            self.complete_batch(batch, &mut settled).await?;
             let canceled: Vec<Completion> = batch
                 .iter()
                 .filter(|one| matches!(one.settlement, Settlement::Retry { .. }) && !settled.won.contains(&one.id))
@@ -160,16 +164,17 @@ impl Store {
             // A retry that was not taken is stale, or its delivery was canceled meanwhile: in that case alone its
             // claim is still the current one, and this moves it.
             if !canceled.is_empty() {
-                self.complete_batch(Columns::of(canceled.iter()), &mut settled).await?;
+                self.complete_batch(&canceled, &mut settled).await?;
             }
         }
         self.hint(std::mem::take(&mut settled.due));
         Ok(settled)
     }
 
-    async fn complete_batch(&self, columns: Columns, settled: &mut Settled) -> Result<()> {
+    async fn complete_batch(&self, batch: &[Completion], settled: &mut Settled) -> Result<()> {
+        let columns = Columns::of(batch);
         let health = HealthColumns::of(&columns.health);
-        let rows: Vec<(Uuid, Uuid, Option<PgTime>)> = sqlx::query_as(COMPLETE)
+        let rows: Vec<(i64, Option<Uuid>, Option<PgTime>)> = sqlx::query_as(COMPLETE)
             .bind(columns.ids)
             .bind(columns.settling)
             .bind(columns.retried)
@@ -197,26 +202,35 @@ impl Store {
             .bind(CANCELED_REASON)
             .fetch_all(&self.engine)
             .await?;
-        let done = rows.iter().filter(|(_, _, due)| due.is_none());
-        self.backlog.change(done.map(|(_, endpoint, _)| (EndpointId::from_uuid(*endpoint), -1)));
-        for (id, endpoint, due) in rows {
-            settled.won.insert(DeliveryId::from_uuid(id));
-            settled.due.extend(due.map(|at| Due { endpoint: EndpointId::from_uuid(endpoint), at: at.0 }));
+        let all_won = rows.first().is_some_and(|(count, ..)| usize::try_from(*count) == Ok(batch.len()));
+        let due: HashMap<DeliveryId, Option<PgTime>> =
+            rows.into_iter().filter_map(|(_, id, due)| Some((DeliveryId::from_uuid(id?), due))).collect();
+        for one in batch {
+            let due = due.get(&one.id);
+            if !all_won && due.is_none() {
+                continue;
+            }
+            settled.won.insert(one.id);
+            match due.copied().flatten() {
+                Some(at) => settled.due.push(Due { endpoint: one.endpoint, at: at.0 }),
+                None => settled.ended.push(one.endpoint),
+            }
         }
+        self.backlog.change(settled.ended.drain(..).map(|endpoint| (endpoint, -1)));
         Ok(())
     }
 }
 
 /// A batch as the statement's arrays, in id order.
 #[derive(Default)]
-struct Columns {
+struct Columns<'c> {
     ids: Vec<Uuid>,
     settling: Vec<Uuid>,
     retried: Vec<Uuid>,
     claim_gens: Vec<i32>,
     states: Vec<i16>,
     attempt_counts: Vec<i32>,
-    reasons: Vec<Option<String>>,
+    reasons: Vec<Option<&'c str>>,
     delays_us: Vec<i64>,
     started_at: Vec<Option<PgTime>>,
     durations_us: Vec<Option<i64>>,
@@ -224,16 +238,16 @@ struct Columns {
     statuses: Vec<Option<i32>>,
     triggers: Vec<Option<i16>>,
     truncated: Vec<Option<bool>>,
-    urls: Vec<Option<String>>,
-    errors: Vec<Option<String>>,
+    urls: Vec<Option<&'c str>>,
+    errors: Vec<Option<&'c str>>,
     headers: Vec<Option<String>>,
-    bodies: Vec<Option<Vec<u8>>>,
+    bodies: Vec<Option<&'c [u8]>>,
     health: BTreeMap<Uuid, HealthChange>,
 }
 
-impl Columns {
-    fn of<'c>(completions: impl Iterator<Item = &'c Completion>) -> Self {
-        let mut sorted: Vec<&Completion> = completions.collect();
+impl<'c> Columns<'c> {
+    fn of(completions: &'c [Completion]) -> Self {
+        let mut sorted: Vec<&Completion> = completions.iter().collect();
         sorted.sort_unstable_by_key(|one| one.id);
         let mut columns = Self::default();
         for one in sorted {
@@ -242,11 +256,11 @@ impl Columns {
         columns
     }
 
-    fn push(&mut self, one: &Completion) {
+    fn push(&mut self, one: &'c Completion) {
         let (state, reason, delay) = match &one.settlement {
             Settlement::Succeeded => (DeliveryState::Succeeded, None, Duration::ZERO),
-            Settlement::Failed(reason) => (DeliveryState::Failed, Some(reason.clone()), Duration::ZERO),
-            Settlement::Canceled(reason) => (DeliveryState::Canceled, Some(reason.clone()), Duration::ZERO),
+            Settlement::Failed(reason) => (DeliveryState::Failed, Some(reason.as_str()), Duration::ZERO),
+            Settlement::Canceled(reason) => (DeliveryState::Canceled, Some(reason.as_str()), Duration::ZERO),
             Settlement::Retry { delay } => (DeliveryState::Retrying, None, *delay),
         };
         let to = if state.is_settled() { &mut self.settling } else { &mut self.retried };
@@ -266,18 +280,18 @@ impl Columns {
         }
     }
 
-    fn push_attempt(&mut self, attempt: Option<&AttemptRecord>) {
+    fn push_attempt(&mut self, attempt: Option<&'c AttemptRecord>) {
         let result = attempt.map(|attempt| &attempt.result);
         self.started_at.push(attempt.map(|attempt| PgTime(attempt.started_at)));
         self.triggers.push(attempt.map(|attempt| attempt.trigger.number()));
-        self.urls.push(attempt.map(|attempt| attempt.url.to_string()));
+        self.urls.push(attempt.map(|attempt| &*attempt.url));
         self.durations_us.push(result.map(|result| micros(result.duration)));
         self.outcomes.push(result.map(|result| result.outcome.number()));
         self.statuses.push(result.map(|result| i32::from(result.status)));
         self.truncated.push(result.map(|result| result.response_truncated));
-        self.errors.push(result.map(|result| result.error.clone()).filter(|error| !error.is_empty()));
+        self.errors.push(result.map(|result| result.error.as_str()).filter(|error| !error.is_empty()));
         self.headers.push(result.map(|result| headers_to_text(&result.response_headers)));
-        self.bodies.push(result.map(|result| result.response_body.to_vec()));
+        self.bodies.push(result.map(|result| &*result.response_body));
     }
 }
 
