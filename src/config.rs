@@ -13,6 +13,7 @@ use ipnet::IpNet;
 pub use self::source::{Flags, SettingProblems};
 use self::source::{Reader, Source};
 use crate::domain::address::EgressRules;
+use crate::domain::cloudevents::SourceTemplate;
 use crate::{api, egress, engine, ops, store, telemetry};
 
 /// Which defaults hold.
@@ -57,6 +58,7 @@ pub struct Roles {
 /// Every setting that there is: its key in the file, and what it is for.
 pub(crate) const SETTINGS: &[Setting] = &[
     Setting::new("auth", "none, api-key or mtls", Built::Yes),
+    Setting::new("cloudevents.source", "the source of CloudEvents; {tenant} stands for the event's tenant", Built::Yes),
     Setting::new("database.connections", "connections to the database this replica opens at most", Built::Yes),
     Setting::new("database.url", "the primary, postgres://…", Built::Yes).secret().env("DATABASE_URL"),
     Setting::new("egress.allow_cidrs", "otherwise forbidden ranges that may be dialled, comma-separated", Built::Yes),
@@ -142,6 +144,9 @@ impl Config {
         let roles = reader.get("roles", "api,worker", parse_roles);
         let has_api = profile != Profile::Migrate && roles.is_none_or(|roles| roles.api);
         let auth = check_auth(profile, reader, grpc_addr.filter(|_| has_api));
+        let cloudevents_source = reader.get("cloudevents.source", SourceTemplate::DEFAULT, |text| {
+            SourceTemplate::parse(text).map_err(|problem| problem.to_string())
+        });
         let reflection = reader.get("grpc.reflection", "true", parse_bool);
         let ops_addr = reader.get("ops.addr", "127.0.0.1:9464", parse_addr);
         let database_url = reader.get("database.url", "", |text| match text {
@@ -161,6 +166,7 @@ impl Config {
                 grpc_addr: grpc_addr?,
                 payload_bytes_max: usize::try_from(payload_bytes_max?).ok()?,
                 egress_rules: rules.clone(),
+                cloudevents_source: cloudevents_source?,
                 reflection: reflection?,
             },
             ops: ops::Config { addr: ops_addr? },
@@ -298,12 +304,13 @@ mod tests {
                 ("HOOKLANE_ROLES", "api,cook"),
                 ("HOOKLANE_LIMITS_PAYLOAD_BYTES", "0"),
                 ("HOOKLANE_SHUTDOWN_GRACE", "soon"),
+                ("HOOKLANE_CLOUDEVENTS_SOURCE", "/hook lane"),
                 ("HOOKLANE_LOG_FORMAT", "xml"),
                 ("HOOKLANE_RETENTION_FAILED", "30d"),
                 ("HOOKLANE_GRCP_ADDR", "127.0.0.1:1"),
             ],
         )
-        .expect_err("nine problems")
+        .expect_err("many problems")
         .to_string();
         for part in [
             "HOOKLANE_GRPC_ADDR",
@@ -313,6 +320,7 @@ mod tests {
             "api,cook",
             "from 1 to",
             "soon",
+            "/hook lane",
             "xml",
             "HOOKLANE_RETENTION_FAILED",
             "not built yet",

@@ -18,7 +18,7 @@ const BATCH_MAX: usize = 1_000;
 impl Webhooks {
     /// Publishes one event.
     pub(super) async fn publish_one(&self, request: proto::PublishRequest) -> Result<proto::PublishResponse, Status> {
-        self.commit(event::from_proto(request, self.config.payload_bytes_max, Violations::new())?).await
+        self.commit(self.checked(request, Violations::new())?).await
     }
 
     /// Publishes many; one that is refused does not hinder the others.
@@ -33,14 +33,17 @@ impl Webhooks {
             violations.invalid("requests", problem);
             return Err(violations.into_status());
         }
-        let payload_bytes_max = self.config.payload_bytes_max;
         // All of them are submitted before any is waited for, so that they share commits.
         let commits = request.requests.into_iter().enumerate().map(|(place, request)| async move {
-            let checked = event::from_proto(request, payload_bytes_max, Violations::of_request(place))?;
-            self.commit(checked).await
+            self.commit(self.checked(request, Violations::of_request(place))?).await
         });
         let results = join_all(commits).await.into_iter().map(batch_result).collect();
         Ok(proto::PublishBatchResponse { results })
+    }
+
+    fn checked(&self, request: proto::PublishRequest, violations: Violations) -> Result<NewEvent, Status> {
+        let config = &self.config;
+        event::from_proto(request, config.payload_bytes_max, &config.cloudevents_source, violations)
     }
 
     async fn commit(&self, event: NewEvent) -> Result<proto::PublishResponse, Status> {

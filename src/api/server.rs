@@ -20,6 +20,7 @@ use super::proto;
 use super::proto::webhook_service_server::WebhookServiceServer;
 use super::service::Webhooks;
 use crate::domain::address::EgressRules;
+use crate::domain::cloudevents::SourceTemplate;
 use crate::live::Live;
 use crate::store::{Publisher, Store};
 
@@ -32,6 +33,8 @@ pub struct Config {
     pub payload_bytes_max: usize,
     /// Which endpoint URLs may be registered.
     pub egress_rules: EgressRules,
+    /// What CloudEvents bodies name as the source of events.
+    pub cloudevents_source: SourceTemplate,
     /// Whether server reflection is on.
     pub reflection: bool,
 }

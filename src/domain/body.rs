@@ -6,44 +6,88 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 
+use super::cloudevents;
 use super::endpoint::PayloadFormat;
 use super::event::Event;
 
-/// A request body and the media type it is sent with.
+/// A request body, the media type it is sent with, and the headers that belong to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Body {
     /// The bytes to send and sign.
     pub bytes: Bytes,
     /// The `Content-Type` header.
     pub content_type: String,
+    /// The attributes of the CloudEvents binary mode; empty in every other format. Names in lower case.
+    pub headers: Vec<(&'static str, String)>,
 }
 
 /// Renders `event` in `format`.
 pub fn render(event: &Event, format: PayloadFormat) -> Body {
     match format {
-        PayloadFormat::Raw => {
-            Body { bytes: event.payload.clone(), content_type: event.content_type.as_str().to_owned() }
+        PayloadFormat::Raw => published(event),
+        PayloadFormat::Envelope => json(envelope(event), "application/json"),
+        PayloadFormat::StandardWebhooks => json(standard_webhooks(event), "application/json"),
+        // Whatever is sent as `application/cloudevents…` is read as the structured mode, so a payload of such a type
+        // cannot be sent in the binary mode.
+        PayloadFormat::CloudEventsBinary if !event.content_type.essence().starts_with("application/cloudevents") => {
+            Body { headers: cloudevents::headers(event), ..published(event) }
         }
-        PayloadFormat::Envelope => Body { bytes: envelope(event), content_type: "application/json".to_owned() },
+        PayloadFormat::CloudEventsStructured | PayloadFormat::CloudEventsBinary => {
+            json(structured(event), cloudevents::STRUCTURED_TYPE)
+        }
     }
 }
 
-/// `{"id":…,"event":…,"timestamp":…,"data":<the payload's own bytes>}`; what is not JSON stands in `data_base64`.
+fn published(event: &Event) -> Body {
+    Body { bytes: event.payload.clone(), content_type: event.content_type.as_str().to_owned(), headers: Vec::new() }
+}
+
+fn json(bytes: Bytes, content_type: &str) -> Body {
+    Body { bytes, content_type: content_type.to_owned(), headers: Vec::new() }
+}
+
+/// `{"id":…,"event":…,"timestamp":…,"data":<the payload's own bytes>}`.
 ///
 /// Ids, event types and times hold no character that JSON would escape.
 fn envelope(event: &Event) -> Bytes {
-    let head = format!(r#"{{"id":"{}","event":"{}","timestamp":"{}","#, event.id, event.event_type, event.id.time());
-    let mut bytes = Vec::with_capacity(head.len() + event.payload.len() * 4 / 3 + 24);
-    bytes.extend_from_slice(head.as_bytes());
-    if event.content_type.is_json() {
-        bytes.extend_from_slice(br#""data":"#);
-        bytes.extend_from_slice(&event.payload);
-    } else {
-        bytes.extend_from_slice(br#""data_base64":""#);
-        bytes.extend_from_slice(BASE64.encode(&event.payload).as_bytes());
-        bytes.push(b'"');
+    with_data(
+        format!(r#"{{"id":"{}","event":"{}","timestamp":"{}""#, event.id, event.event_type, event.id.time()),
+        event,
+    )
+}
+
+/// `{"type":…,"timestamp":…,"data":<the payload's own bytes>}`.
+fn standard_webhooks(event: &Event) -> Bytes {
+    with_data(format!(r#"{{"type":"{}","timestamp":"{}""#, event.event_type, event.id.time()), event)
+}
+
+/// The JSON event format of CloudEvents: the attributes, the payload's media type, the payload.
+fn structured(event: &Event) -> Bytes {
+    let mut head = String::from("{");
+    let content_type = ("datacontenttype", event.content_type.as_str().to_owned());
+    for (name, value) in cloudevents::attributes(event).into_iter().chain([content_type]) {
+        let separator = if head.len() > 1 { "," } else { "" };
+        // As JSON writes a string: a media type's parameters may be quoted.
+        head.push_str(&format!("{separator}\"{name}\":{}", serde_json::Value::String(value)));
     }
-    bytes.push(b'}');
+    with_data(head, event)
+}
+
+/// Closes an object that is begun in `head` with the payload: as it is where it is JSON, else in `data_base64`.
+fn with_data(head: String, event: &Event) -> Bytes {
+    let mut bytes = head.into_bytes();
+    if event.content_type.is_json() {
+        bytes.reserve_exact(event.payload.len() + 9);
+        bytes.extend_from_slice(br#","data":"#);
+        bytes.extend_from_slice(&event.payload);
+        bytes.push(b'}');
+    } else {
+        let encoded = BASE64.encode(&event.payload);
+        bytes.reserve_exact(encoded.len() + 18);
+        bytes.extend_from_slice(br#","data_base64":""#);
+        bytes.extend_from_slice(encoded.as_bytes());
+        bytes.extend_from_slice(br#""}"#);
+    }
     bytes.into()
 }
 
@@ -52,23 +96,70 @@ mod tests {
     use super::*;
     use crate::domain::event::tests::event;
 
-    #[test]
-    fn an_envelope_keeps_the_payloads_own_bytes() {
-        let body = render(&event("order.created", r#"{ "a" : 1.0 }"#, ""), PayloadFormat::Envelope);
-        assert_eq!(
-            std::str::from_utf8(&body.bytes),
-            Ok(
-                r#"{"id":"evt_01h455vb4pex5vsknk084sn02q","event":"order.created","timestamp":"2023-06-30T03:34:18.518Z","data":{ "a" : 1.0 }}"#
-            )
-        );
-        assert_eq!(body.content_type, "application/json");
+    fn check(format: PayloadFormat, content_type: &str, payload: &str, body: &str, sent_as: &str) {
+        let rendered = render(&event("order.created", payload, content_type), format);
+        assert_eq!(std::str::from_utf8(&rendered.bytes), Ok(body));
+        assert_eq!(rendered.content_type, sent_as);
     }
 
     #[test]
-    fn what_is_not_json_is_carried_as_base64_or_raw() {
+    fn json_stands_in_a_body_with_its_own_bytes() {
+        let payload = r#"{ "a" : 1.0 }"#;
+        check(
+            PayloadFormat::Envelope,
+            "",
+            payload,
+            r#"{"id":"evt_01h455vb4pex5vsknk084sn02q","event":"order.created","timestamp":"2023-06-30T03:34:18.518Z","data":{ "a" : 1.0 }}"#,
+            "application/json",
+        );
+        check(
+            PayloadFormat::StandardWebhooks,
+            "",
+            payload,
+            r#"{"type":"order.created","timestamp":"2023-06-30T03:34:18.518Z","data":{ "a" : 1.0 }}"#,
+            "application/json",
+        );
+        check(
+            PayloadFormat::CloudEventsStructured,
+            "application/vnd.shop+json; profile=\"a\"",
+            payload,
+            r#"{"specversion":"1.0","id":"evt_01h455vb4pex5vsknk084sn02q","source":"/hooklane/default","type":"order.created","time":"2023-06-30T03:34:18.518Z","datacontenttype":"application/vnd.shop+json; profile=\"a\"","data":{ "a" : 1.0 }}"#,
+            "application/cloudevents+json",
+        );
+    }
+
+    #[test]
+    fn what_is_not_json_is_carried_as_base64_or_as_it_is() {
+        check(
+            PayloadFormat::StandardWebhooks,
+            "text/plain",
+            "hello",
+            r#"{"type":"order.created","timestamp":"2023-06-30T03:34:18.518Z","data_base64":"aGVsbG8="}"#,
+            "application/json",
+        );
         let event = event("a", "hello", "text/plain");
-        assert!(render(&event, PayloadFormat::Envelope).bytes.ends_with(br#""data_base64":"aGVsbG8="}"#));
-        let raw = render(&event, PayloadFormat::Raw);
-        assert_eq!((raw.bytes.as_ref(), raw.content_type.as_str()), (b"hello".as_slice(), "text/plain"));
+        for format in [PayloadFormat::Envelope, PayloadFormat::CloudEventsStructured] {
+            assert!(render(&event, format).bytes.ends_with(br#","data_base64":"aGVsbG8="}"#));
+        }
+        check(PayloadFormat::Raw, "text/plain", "hello", "hello", "text/plain");
+        check(PayloadFormat::CloudEventsBinary, "text/plain", "", "", "text/plain");
+    }
+
+    #[test]
+    fn the_binary_mode_has_its_attributes_in_headers() {
+        let event = event("a", "[1]", "");
+        let body = render(&event, PayloadFormat::CloudEventsBinary);
+        assert_eq!((body.bytes.as_ref(), body.content_type.as_str()), (b"[1]".as_slice(), "application/json"));
+        assert_eq!(body.headers, cloudevents::headers(&event));
+    }
+
+    #[test]
+    fn a_cloudevent_as_payload_is_never_mistaken_for_the_one_around_it() {
+        for content_type in ["application/cloudevents+json", "Application/CloudEvents-batch+json; charset=utf-8"] {
+            let event = event("a", "{}", content_type);
+            let body = render(&event, PayloadFormat::CloudEventsBinary);
+            assert_eq!(body, render(&event, PayloadFormat::CloudEventsStructured));
+            assert_eq!(body.content_type, "application/cloudevents+json");
+        }
     }
 }

@@ -113,6 +113,12 @@ pub enum PayloadFormat {
     Envelope = 1,
     /// The payload as published.
     Raw = 2,
+    /// A CloudEvents 1.0 object around the payload.
+    CloudEventsStructured = 3,
+    /// The payload as published, the CloudEvents 1.0 attributes as headers.
+    CloudEventsBinary = 4,
+    /// `{"type":…,"timestamp":…,"data":…}`.
+    StandardWebhooks = 5,
 }
 
 macro_rules! stored_enum {
@@ -137,7 +143,7 @@ pub(crate) use stored_enum;
 
 stored_enum!(EndpointState { Active, Paused, Disabled });
 stored_enum!(SignatureScheme { Timestamped, StandardWebhooks });
-stored_enum!(PayloadFormat { Envelope, Raw });
+stored_enum!(PayloadFormat { Envelope, Raw, CloudEventsStructured, CloudEventsBinary, StandardWebhooks });
 
 /// The timeout of an endpoint that names none.
 pub const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
+use super::cloudevents::Source;
 use super::fields::{ContentType, Tenant};
 use super::id::{EndpointId, EventId};
 use super::pattern::EventType;
@@ -25,6 +26,8 @@ pub struct Event {
     pub idempotency_key: Option<String>,
     /// The publisher's notes; kept, never sent.
     pub metadata: BTreeMap<String, String>,
+    /// Where CloudEvents bodies say it comes from; `None` means `/hooklane/<tenant>`.
+    pub source: Option<Source>,
 }
 
 /// An event that a caller wants published: checked, not yet committed.
@@ -42,6 +45,8 @@ pub struct NewEvent {
     pub idempotency_key: Option<String>,
     /// The publisher's notes.
     pub metadata: BTreeMap<String, String>,
+    /// Where CloudEvents bodies say it comes from; `None` means `/hooklane/<tenant>`.
+    pub source: Option<Source>,
     /// The endpoints to deliver to; empty means every one that matches. No duplicates.
     pub endpoint_ids: Vec<EndpointId>,
 }
@@ -57,6 +62,7 @@ impl NewEvent {
             content_type: self.content_type,
             idempotency_key: self.idempotency_key,
             metadata: self.metadata,
+            source: self.source,
         }
     }
 }
@@ -74,6 +80,7 @@ pub(super) mod tests {
             content_type: ContentType::parse(content_type).expect("content type"),
             idempotency_key: None,
             metadata: BTreeMap::new(),
+            source: None,
         }
     }
 }

@@ -88,16 +88,14 @@ impl ContentType {
     /// The type of a payload that names none.
     pub const DEFAULT: &str = "application/json";
 
-    /// Parses a media type; empty means [`Self::DEFAULT`]. At most 255 visible ASCII characters or spaces, with a slash.
+    /// Parses a media type; empty means [`Self::DEFAULT`]. At most 255 characters of type, subtype and parameters.
+    ///
+    /// Source: RFC 9110, section 8.3.1, without its empty parameters, so that RFC 2045 is met too.
     pub fn parse(text: &str) -> Result<Self, Problem> {
         if text.is_empty() {
             return Ok(Self(Self::DEFAULT.to_owned()));
         }
-        let essence = essence_of(text);
-        let well_formed = essence.split_once('/').is_some_and(|(kind, sub)| {
-            !kind.is_empty() && !sub.is_empty() && essence.bytes().all(|byte| byte.is_ascii_graphic() && byte != b',')
-        });
-        if text.len() > 255 || !well_formed || !text.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ') {
+        if text.len() > 255 || !is_media_type(text) {
             return Err(Problem::new(
                 "is not a media type; allowed is type/subtype with optional parameters, at most 255 characters",
             ));
@@ -115,15 +113,56 @@ impl ContentType {
         &self.0
     }
 
+    /// Type and subtype without parameters, in lower case.
+    pub fn essence(&self) -> String {
+        self.0.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+    }
+
     /// Whether the payload is JSON: `application/json`, `text/json` or any `+json`.
     pub fn is_json(&self) -> bool {
-        let essence = essence_of(&self.0).to_ascii_lowercase();
+        let essence = self.essence();
         essence == "application/json" || essence == "text/json" || essence.ends_with("+json")
     }
 }
 
-fn essence_of(text: &str) -> &str {
-    text.split(';').next().unwrap_or_default().trim()
+fn is_media_type(text: &str) -> bool {
+    let (essence, mut rest) = text.split_at(text.find([';', ' ']).unwrap_or(text.len()));
+    let is_essence = essence.split_once('/').is_some_and(|(kind, sub)| is_token(kind) && is_token(sub));
+    while is_essence && !rest.is_empty() {
+        let Some(parameter) = rest.trim_start_matches(' ').strip_prefix(';') else { return false };
+        let Some((name, value)) = parameter.trim_start_matches(' ').split_once('=') else { return false };
+        let Some(length) = value_length(value) else { return false };
+        if !is_token(name) {
+            return false;
+        }
+        rest = &value[length..];
+    }
+    is_essence
+}
+
+/// How long the token or quoted string is that `text` begins with; `None` where it begins with neither.
+fn value_length(text: &str) -> Option<usize> {
+    let Some(quoted) = text.strip_prefix('"') else {
+        let length = text.find([';', ' ']).unwrap_or(text.len());
+        return is_token(&text[..length]).then_some(length);
+    };
+    let mut is_escaped = false;
+    for (at, byte) in quoted.bytes().enumerate() {
+        match byte {
+            b' '..=b'~' if is_escaped => is_escaped = false,
+            b'\\' => is_escaped = true,
+            b'"' => return Some(at + 2),
+            b' '..=b'~' => {}
+            _ => return None,
+        }
+    }
+    None
+}
+
+/// A token of RFC 9110, section 5.6.2: what header names and the parts of media types are made of.
+pub(super) fn is_token(text: &str) -> bool {
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    !text.is_empty() && text.bytes().all(is_allowed)
 }
 
 /// Checks free text such as a description: at most `max` bytes, no NUL.
@@ -179,7 +218,29 @@ mod tests {
         ] {
             assert_eq!(ContentType::parse(text).map(|t| t.is_json()), Ok(json), "{text}");
         }
-        for bad in ["json", "/", "a/", "a/b\r\nx: y", "text/plain\0"] {
+    }
+
+    #[test]
+    fn media_types_follow_their_grammar() {
+        for good in ["a/b", "text/plain;charset=utf-8", "a/b ; c=\"d;\\\" e\" ; f=g", "application/vnd.a+json; v=1"] {
+            assert!(ContentType::parse(good).is_ok(), "{good:?}");
+        }
+        for bad in [
+            "json",
+            "/",
+            "a/",
+            "a/b/c",
+            "a/b,c/d",
+            "a b/c",
+            "text/plain;",
+            "text/plain; charset",
+            "text/plain; charset=",
+            "text/plain; charset=\"utf-8",
+            "text/plain x=y",
+            "a/b\r\nx: y",
+            "text/plain\0",
+            "a/ä",
+        ] {
             assert!(ContentType::parse(bad).is_err(), "{bad:?}");
         }
     }

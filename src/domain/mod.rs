@@ -6,6 +6,7 @@
 pub mod address;
 pub mod attempt;
 pub mod body;
+pub mod cloudevents;
 pub mod delivery;
 pub mod endpoint;
 pub mod event;

@@ -117,7 +117,8 @@ where delivery_id = $1 and time >= $2 and number is not null
 order by number, time";
 
 const EVENT: &str = "
-select id, tenant, event_type, payload, content_type, idempotency_key, metadata from events where id = $1";
+select id, tenant, event_type, payload, content_type, idempotency_key, metadata, cloudevents_source
+from events where id = $1";
 
 impl Store {
     /// One event; `None` where there is none, or its payload's retention is over.

@@ -19,6 +19,7 @@ use super::Store;
 use super::error::Result;
 use super::types::{PgTime, count, stored};
 use crate::domain::attempt::AttemptTrigger;
+use crate::domain::cloudevents::Source;
 use crate::domain::endpoint::PayloadFormat;
 use crate::domain::event::Event;
 use crate::domain::fields::{ContentType, Tenant};
@@ -133,7 +134,7 @@ from picked";
 
 /// Reads by `events_pkey`; the bounds leave out the days' partitions that hold none of the ids.
 const PAYLOADS: &str = "
-select id, tenant, event_type, payload, content_type, idempotency_key, metadata
+select id, tenant, event_type, payload, content_type, idempotency_key, metadata, cloudevents_source
 from events where id = any($1) and id >= $2 and id <= $3";
 
 /// A HOT update: no indexed column changes.
@@ -264,5 +265,6 @@ pub(super) fn read_event(row: &PgRow) -> Result<Event> {
         content_type: ContentType::from_stored(row.try_get(4)?),
         idempotency_key: row.try_get(5)?,
         metadata: row.try_get::<Option<Json<_>>, _>(6)?.map(|metadata| metadata.0).unwrap_or_default(),
+        source: row.try_get::<Option<String>, _>(7)?.map(Source::from_stored),
     })
 }

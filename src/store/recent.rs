@@ -72,6 +72,7 @@ mod tests {
             content_type: ContentType::from_stored("text/plain".to_owned()),
             idempotency_key: None,
             metadata: Default::default(),
+            source: None,
         }
     }
 

@@ -47,6 +47,7 @@ pub(crate) fn event(event_type: &str) -> NewEvent {
         content_type: ContentType::parse("").expect("a content type"),
         idempotency_key: None,
         metadata: Default::default(),
+        source: None,
         endpoint_ids: Vec::new(),
     }
 }

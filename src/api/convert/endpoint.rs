@@ -168,12 +168,16 @@ fn signature_scheme(number: i32, violations: &mut Violations) -> Option<Signatur
 fn payload_format(number: i32, violations: &mut Violations) -> Option<PayloadFormat> {
     use proto::PayloadFormat as Asked;
     match Asked::try_from(number) {
-        Ok(Asked::Unspecified | Asked::Envelope) => return Some(PayloadFormat::Envelope),
-        Ok(Asked::Raw) => return Some(PayloadFormat::Raw),
-        Ok(_) => violations.unbuilt("endpoint.payload_format"),
-        Err(_) => violations.invalid("endpoint.payload_format", undefined(number)),
+        Ok(Asked::Unspecified | Asked::Envelope) => Some(PayloadFormat::Envelope),
+        Ok(Asked::Raw) => Some(PayloadFormat::Raw),
+        Ok(Asked::CloudeventsStructured) => Some(PayloadFormat::CloudEventsStructured),
+        Ok(Asked::CloudeventsBinary) => Some(PayloadFormat::CloudEventsBinary),
+        Ok(Asked::StandardWebhooks) => Some(PayloadFormat::StandardWebhooks),
+        Err(_) => {
+            violations.invalid("endpoint.payload_format", undefined(number));
+            None
+        }
     }
-    None
 }
 
 /// The version that an etag names. One that is none of ours is the current version of nothing.
@@ -286,7 +290,7 @@ mod tests {
     #[test]
     fn what_is_not_built_is_refused_by_name() {
         type Set = fn(&mut proto::Endpoint);
-        let cases: [(&str, Set); 14] = [
+        let cases: [(&str, Set); 13] = [
             ("filter", |e| e.filter = "true".to_owned()),
             ("headers", |e| e.headers = [("a".to_owned(), "b".to_owned())].into()),
             ("event_retry_policies", |e| e.event_retry_policies.push(proto::EventRetryPolicy::default())),
@@ -299,7 +303,6 @@ mod tests {
             ("client_certificate_pem", |e| e.client_certificate_pem = "x".to_owned()),
             ("client_key_pem", |e| e.client_key_pem = "x".to_owned()),
             ("signature_scheme", |e| e.signature_scheme = 4),
-            ("payload_format", |e| e.payload_format = 3),
             ("retry_policy.schedule", |e| {
                 let schedule = proto::retry_policy::Backoff::Schedule(proto::BackoffSchedule::default());
                 e.retry_policy = Some(proto::RetryPolicy { backoff: Some(schedule), ..proto::RetryPolicy::default() });

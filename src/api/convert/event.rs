@@ -12,6 +12,7 @@ use super::undefined;
 use crate::api::proto::publish_request::Body;
 use crate::api::{proto, status};
 use crate::domain::Problem;
+use crate::domain::cloudevents::SourceTemplate;
 use crate::domain::event::{Event, NewEvent};
 use crate::domain::fields::{ContentType, Tenant, parse_key, parse_map};
 use crate::domain::id::EndpointId;
@@ -22,10 +23,11 @@ const ENDPOINT_IDS_MAX: usize = 1_000;
 /// How deep JSON may be nested: what common parsers of receivers take.
 const JSON_DEPTH_MAX: usize = 128;
 
-/// Checks an event that a caller wants published.
+/// Checks an event that a caller wants published. CloudEvents bodies say what `source` makes of its tenant.
 pub(in crate::api) fn from_proto(
     request: proto::PublishRequest,
     payload_bytes_max: usize,
+    source: &SourceTemplate,
     mut v: Violations,
 ) -> Result<NewEvent, Status> {
     refuse_unbuilt(&request, &mut v);
@@ -60,7 +62,8 @@ pub(in crate::api) fn from_proto(
             Some(mut endpoint_ids),
         ) if v.is_empty() => {
             drop_duplicates(&mut endpoint_ids);
-            Ok(NewEvent { tenant, event_type, payload, content_type, idempotency_key, metadata, endpoint_ids })
+            let source = source.source(&tenant);
+            Ok(NewEvent { tenant, event_type, payload, content_type, idempotency_key, metadata, source, endpoint_ids })
         }
         _ => Err(v.into_status()),
     }
@@ -162,7 +165,7 @@ mod tests {
     }
 
     fn parse(request: proto::PublishRequest) -> Result<NewEvent, Status> {
-        from_proto(request, 1_000, Violations::new())
+        from_proto(request, 1_000, &SourceTemplate::default(), Violations::new())
     }
 
     #[test]

@@ -61,6 +61,7 @@ fn event(payload: impl Into<Bytes>) -> Event {
         content_type: ContentType::parse("application/json; charset=utf-8").unwrap(),
         idempotency_key: None,
         metadata: BTreeMap::from([("never".to_owned(), "sent".to_owned())]),
+        source: None,
     }
 }
 

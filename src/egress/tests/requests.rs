@@ -30,6 +30,22 @@ const ENVELOPE: &str = concat!(
     r#""timestamp":"2023-06-30T03:34:18.518Z","data":{"a":1}}"#
 );
 
+const STANDARD_WEBHOOKS: &str = r#"{"type":"order.created","timestamp":"2023-06-30T03:34:18.518Z","data":{"a":1}}"#;
+
+const STRUCTURED: &str = concat!(
+    r#"{"specversion":"1.0","id":"evt_01h455vb4pex5vsknk084sn02q","source":"/hooklane/default","#,
+    r#""type":"order.created","time":"2023-06-30T03:34:18.518Z","#,
+    r#""datacontenttype":"application/json; charset=utf-8","data":{"a":1}}"#
+);
+
+const ATTRIBUTES: [(&str, &str); 5] = [
+    ("ce-specversion", "1.0"),
+    ("ce-id", "evt_01h455vb4pex5vsknk084sn02q"),
+    ("ce-source", "/hooklane/default"),
+    ("ce-type", "order.created"),
+    ("ce-time", "2023-06-30T03:34:18.518Z"),
+];
+
 #[tokio::test]
 async fn a_request_has_exactly_the_contracts_headers_in_every_scheme_and_format() {
     let (receiver, mut received) = recorder().await;
@@ -38,6 +54,9 @@ async fn a_request_has_exactly_the_contracts_headers_in_every_scheme_and_format(
         for (format, body, content_type) in [
             (PayloadFormat::Envelope, ENVELOPE, "application/json"),
             (PayloadFormat::Raw, r#"{"a":1}"#, "application/json; charset=utf-8"),
+            (PayloadFormat::StandardWebhooks, STANDARD_WEBHOOKS, "application/json"),
+            (PayloadFormat::CloudEventsStructured, STRUCTURED, "application/cloudevents+json"),
+            (PayloadFormat::CloudEventsBinary, r#"{"a":1}"#, "application/json; charset=utf-8"),
         ] {
             let target = target_of(&receiver.url("/hooks?k=v%20w"), scheme, PATIENT);
             let event = event(r#"{"a":1}"#);
@@ -60,6 +79,9 @@ async fn a_request_has_exactly_the_contracts_headers_in_every_scheme_and_format(
                 ("idempotency-key", "evt_01h455vb4pex5vsknk084sn02q"),
                 ("traceparent", "00-01890a5dac96774bbcceb302099a8057-bcceb302099a8054-00"),
             ];
+            if format == PayloadFormat::CloudEventsBinary {
+                expected.extend(ATTRIBUTES);
+            }
             let signature = Signer::new(scheme, [&secret()]).sign(&event.id.to_string(), 1_768_996_800, &request.body);
             expected.extend(signature.iter().map(|(name, value)| (*name, value.as_str())));
             expected.push(("content-length", &length));

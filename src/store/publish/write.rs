@@ -6,6 +6,7 @@ use sqlx::types::{Json, Uuid};
 use sqlx::{PgConnection, Row};
 
 use super::plan::Plan;
+use crate::domain::cloudevents::Source;
 use crate::domain::time::Timestamp;
 use crate::store::Store;
 use crate::store::error::Result;
@@ -29,10 +30,10 @@ with stale as materialized (
   from unnest($1::text[], $2::bigint[]) as m (tenant, version)
   where m.version <> coalesce((select t.config_version from tenants t where t.tenant = m.tenant), 0)
 ), new_events as (
-  insert into events (id, tenant, event_type, payload, content_type, idempotency_key, metadata)
-  select e.id, e.tenant, e.event_type, e.payload, e.content_type, e.idempotency_key, e.metadata
-  from unnest($3::uuid[], $4::text[], $5::text[], $6::bytea[], $7::text[], $8::text[], $9::jsonb[])
-    as e (id, tenant, event_type, payload, content_type, idempotency_key, metadata)
+  insert into events (id, tenant, event_type, payload, content_type, idempotency_key, metadata, cloudevents_source)
+  select e.id, e.tenant, e.event_type, e.payload, e.content_type, e.idempotency_key, e.metadata, e.cloudevents_source
+  from unnest($3::uuid[], $4::text[], $5::text[], $6::bytea[], $7::text[], $8::text[], $9::jsonb[], $16::text[])
+    as e (id, tenant, event_type, payload, content_type, idempotency_key, metadata, cloudevents_source)
   where not exists (select from stale)
 ), queued as (
   insert into outstanding (id, endpoint_id, event_id, due_at, state, priority, payload_format, tenant, event_type)
@@ -128,6 +129,7 @@ async fn publish(connection: &mut PgConnection, batch: &[Plan], lost: &[usize]) 
         .bind(rows.formats)
         .bind(rows.tenants)
         .bind(rows.types)
+        .bind(events.iter().map(|plan| plan.waiting.event.source.as_ref().map(Source::as_str)).collect::<Vec<_>>())
         .fetch_one(connection)
         .await?;
     Ok(PublishedBatch { at: row.try_get::<PgTime, _>("at")?.0, stale: row.try_get("stale")? })

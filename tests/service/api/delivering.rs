@@ -1,14 +1,14 @@
 //! The main path: register, publish, arrive signed, and the history of it.
 
 use hooklane::api::proto::{
-    AttemptOutcome, AttemptTrigger, DeliveryState, EndpointState, GetEventRequest, ListDeliveriesRequest,
-    PayloadFormat, PublishRequest, RegisterEndpointRequest, SignatureScheme,
+    AttemptOutcome, AttemptTrigger, DeliveryState, Endpoint, EndpointState, GetEventRequest, ListDeliveriesRequest,
+    PayloadFormat, PublishRequest, RegisterEndpointRequest, SignatureScheme, UpdateEndpointRequest,
 };
 use hooklane::cli::listen::{Behaviour, Received, Verdict};
 use hooklane::domain::id::EventId;
 use http::{HeaderMap, HeaderValue, StatusCode};
 
-use super::{SECRET, endpoint, event_of, receiver, service};
+use super::{SECRET, endpoint, event_of, receiver, service, service_with};
 
 /// Every header of a request but those whose value the receiver's own verdict covers.
 fn headers(received: &Received) -> Vec<(String, String)> {
@@ -22,21 +22,47 @@ fn headers(received: &Received) -> Vec<(String, String)> {
     headers
 }
 
+/// What `payload`, published as `application/vnd.shop+json`, looks like in a format: its body and content type.
+fn rendered(format: PayloadFormat, event_id: EventId, payload: &str) -> (String, &'static str) {
+    let time = event_id.time();
+    match format {
+        PayloadFormat::Raw | PayloadFormat::CloudeventsBinary => (payload.to_owned(), "application/vnd.shop+json"),
+        PayloadFormat::StandardWebhooks => {
+            (format!("{{\"type\":\"order.created\",\"timestamp\":\"{time}\",\"data\":{payload}}}"), "application/json")
+        }
+        PayloadFormat::CloudeventsStructured => {
+            let attributes = format!(
+                "\"specversion\":\"1.0\",\"id\":\"{event_id}\",\"source\":\"/hooklane/default\",\"type\":\"order.created\",\
+                 \"time\":\"{time}\",\"datacontenttype\":\"application/vnd.shop+json\""
+            );
+            (format!("{{{attributes},\"data\":{payload}}}"), "application/cloudevents+json")
+        }
+        _ => {
+            let id = format!("\"id\":\"{event_id}\",\"event\":\"order.created\"");
+            (format!("{{{id},\"timestamp\":\"{time}\",\"data\":{payload}}}"), "application/json")
+        }
+    }
+}
+
 #[tokio::test]
-async fn an_event_arrives_signed_by_either_scheme_in_either_format() {
+async fn an_event_arrives_signed_by_each_scheme_in_each_format() {
     let service = service().await;
     let receiver = receiver(Behaviour::default()).await;
     let payload = "{ \"id\" : 1.0,\n \"name\":\"Zoë \\u00e9\" }";
-    for (scheme, format) in [
-        (SignatureScheme::Timestamped, PayloadFormat::Envelope),
-        (SignatureScheme::Timestamped, PayloadFormat::Raw),
-        (SignatureScheme::StandardWebhooks, PayloadFormat::Envelope),
-        (SignatureScheme::StandardWebhooks, PayloadFormat::Raw),
-    ] {
+    let schemes = [SignatureScheme::Timestamped, SignatureScheme::StandardWebhooks];
+    let formats = [
+        PayloadFormat::Envelope,
+        PayloadFormat::Raw,
+        PayloadFormat::CloudeventsStructured,
+        PayloadFormat::CloudeventsBinary,
+        PayloadFormat::StandardWebhooks,
+    ];
+    for (scheme, format) in schemes.into_iter().flat_map(|scheme| formats.map(|format| (scheme, format))) {
         let mut wanted = endpoint(&format!("{}/hook?a=1", receiver.url()));
         wanted.set_signature_scheme(scheme);
         wanted.set_payload_format(format);
         let endpoint = service.register(wanted).await;
+        assert_eq!((endpoint.signature_scheme(), endpoint.payload_format()), (scheme, format));
         let request = PublishRequest {
             idempotency_key: format!("key-{scheme:?}-{format:?}"),
             content_type: "application/vnd.shop+json".to_owned(),
@@ -49,19 +75,12 @@ async fn an_event_arrives_signed_by_either_scheme_in_either_format() {
         assert_eq!((received.method.as_str(), received.path.as_str()), ("POST", "/hook?a=1"));
 
         let event_id: EventId = published.event_id.parse().expect("an event id");
-        let body = match format {
-            PayloadFormat::Raw => payload.to_owned(),
-            _ => format!(
-                "{{\"id\":\"{event_id}\",\"event\":\"order.created\",\"timestamp\":\"{}\",\"data\":{payload}}}",
-                event_id.time()
-            ),
-        };
+        let (body, content_type) = rendered(format, event_id, payload);
         assert_eq!(received.body, body);
-        let content_type = if format == PayloadFormat::Raw { "application/vnd.shop+json" } else { "application/json" };
         let delivery = published.deliveries[0].delivery_id.clone();
         let timestamp = received.headers["x-webhook-timestamp"].to_str().expect("text").to_owned();
         let host = receiver.addr().to_string();
-        let length = body.len().to_string();
+        let (length, time) = (body.len().to_string(), event_id.time().to_string());
         let mut expected = vec![
             ("content-length", length.as_str()),
             ("content-type", content_type),
@@ -74,6 +93,10 @@ async fn an_event_arrives_signed_by_either_scheme_in_either_format() {
             ("x-webhook-id", &delivery),
             ("x-webhook-timestamp", &timestamp),
         ];
+        if format == PayloadFormat::CloudeventsBinary {
+            expected.extend([("ce-id", published.event_id.as_str()), ("ce-source", "/hooklane/default")]);
+            expected.extend([("ce-specversion", "1.0"), ("ce-time", &time), ("ce-type", "order.created")]);
+        }
         match scheme {
             SignatureScheme::StandardWebhooks => {
                 expected.extend([("webhook-id", published.event_id.as_str()), ("webhook-timestamp", &timestamp)]);
@@ -93,6 +116,33 @@ async fn an_event_arrives_signed_by_either_scheme_in_either_format() {
         assert!(trace.starts_with("00-") && trace.len() == 55, "{trace}");
         service.in_state(&delivery, DeliveryState::Succeeded).await;
     }
+}
+
+#[tokio::test]
+async fn a_format_and_a_source_are_those_of_the_publish_on_every_attempt() {
+    let url = crate::support::database().await;
+    let named = [("HOOKLANE_CLOUDEVENTS_SOURCE", "https://shop.example/{tenant}"), ("HOOKLANE_ROLES", "api")];
+    let publishing = service_with(url.clone(), &named).await;
+    let receiver = receiver(Behaviour { fail_first: 2, ..Behaviour::default() }).await;
+    let mut wanted = endpoint(&receiver.url());
+    wanted.set_payload_format(PayloadFormat::CloudeventsStructured);
+    let id = publishing.register(wanted).await.id;
+    publishing.publish(event_of("{}")).await;
+    let mut changed = Endpoint { id, ..Endpoint::default() };
+    changed.set_payload_format(PayloadFormat::Raw);
+    let request = UpdateEndpointRequest { endpoint: Some(changed), update_mask: None };
+    publishing.client.clone().update_endpoint(request).await.expect("updated");
+    publishing.app.stop().await;
+
+    // Another replica, whose setting is another, delivers.
+    let delivering = service_with(url, &[]).await;
+    for _ in 1..=3 {
+        let received = receiver.next().await.expect("a request");
+        let body: serde_json::Value = serde_json::from_slice(&received.body).expect("JSON");
+        assert_eq!(body["source"], "https://shop.example/default");
+    }
+    delivering.publish(event_of("[7]")).await;
+    assert_eq!(receiver.next().await.expect("a request").body, "[7]");
 }
 
 #[tokio::test]

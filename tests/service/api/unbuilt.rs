@@ -83,7 +83,6 @@ async fn fields_of_an_endpoint_that_are_not_built_are_named() {
         client_certificate_pem: "x".to_owned(),
         client_key_pem: "x".to_owned(),
         signature_scheme: SignatureScheme::BodyHex.into(),
-        payload_format: PayloadFormat::CloudeventsBinary.into(),
         retry_policy: Some(RetryPolicy {
             backoff: Some(retry_policy::Backoff::Schedule(BackoffSchedule { delays: vec![seconds(1)] })),
             ..RetryPolicy::default()
@@ -101,7 +100,6 @@ async fn fields_of_an_endpoint_that_are_not_built_are_named() {
         "headers",
         "ordering",
         "ordering_on_failure",
-        "payload_format",
         "rate_limit",
         "retry_policy.schedule",
         "signature_scheme",
