@@ -3,27 +3,24 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use rand::TryRng as _;
-use rand::rngs::SysRng;
 use tokio::time::Instant;
 use tonic::Status;
-use zeroize::Zeroizing;
 
 use super::convert::endpoint::{Patch, secret_does_not_fit, to_proto, version_of};
 use super::convert::mask::Mask;
 use super::convert::{self, Violations, sole};
 use super::paging::{Binding, cut, page_size};
+use super::secrets::secret_for;
 use super::service::Webhooks;
 use super::{proto, status};
 use crate::domain::Problem;
-use crate::domain::endpoint::{Endpoint, EndpointState, SignatureScheme};
+use crate::domain::endpoint::{Endpoint, EndpointState};
 use crate::domain::fields::{Tenant, parse_map};
 use crate::domain::id::EndpointId;
-use crate::domain::secret::Secret;
 use crate::store::{DeleteOutcome, EndpointFilter, NewEndpoint, UpdateError};
 
 /// How often an update without etag is tried while others change the endpoint.
-const UPDATE_TRIES: usize = 10;
+pub(super) const UPDATE_TRIES: usize = 10;
 /// How long a deletion cancels deliveries before it answers; a chore cancels the rest.
 const CANCEL_MAX: Duration = Duration::from_secs(3);
 
@@ -38,8 +35,7 @@ impl Webhooks {
         let tenant = v.take("endpoint.tenant", Tenant::parse(&given.tenant));
         let patch = Patch::parse(&given, &Mask::all(), &self.config.egress_rules, &mut v);
         let secret = match patch.signature_scheme() {
-            _ if request.secret.is_empty() => Some(generate_secret()?),
-            Some(scheme) => v.take("secret", Secret::parse(&request.secret, scheme)),
+            Some(scheme) => secret_for(scheme, &request.secret, &mut v)?,
             // What the secret must look like depends on a scheme that is refused already.
             None => None,
         };
@@ -106,10 +102,9 @@ impl Webhooks {
                 v.invalid("endpoint.tenant", Problem::new("cannot be changed; register the endpoint there instead"));
             }
             let spec = patch.apply(&current.spec, &mut v);
-            if spec.signature_scheme != current.spec.signature_scheme
-                && !self.do_secrets_fit(id, spec.signature_scheme).await?
-            {
-                v.invalid("endpoint.signature_scheme", secret_does_not_fit());
+            let (former, wanted) = (current.spec.signature_scheme, spec.signature_scheme);
+            if former != wanted && !self.do_secrets_fit(id, former, wanted).await? {
+                v.invalid("endpoint.signature_scheme", secret_does_not_fit(former, wanted));
             }
             if !v.is_empty() {
                 return Err(v.into_status());
@@ -153,15 +148,8 @@ impl Webhooks {
         Ok(proto::DeleteEndpointResponse { canceled_deliveries })
     }
 
-    async fn stored_endpoint(&self, id: EndpointId) -> Result<Endpoint, Status> {
+    pub(super) async fn stored_endpoint(&self, id: EndpointId) -> Result<Endpoint, Status> {
         self.services.store.endpoint(id).await?.ok_or_else(|| status::endpoint_not_found(id))
-    }
-
-    /// Whether the endpoint's secrets can sign by `scheme`.
-    async fn do_secrets_fit(&self, id: EndpointId, scheme: SignatureScheme) -> Result<bool, Status> {
-        let lanes = self.services.store.lane_endpoints(&[id]).await?;
-        let mut secrets = lanes.iter().flat_map(|lane| &lane.secrets);
-        Ok(secrets.all(|secret| Secret::parse(secret.expose(), scheme).is_ok()))
     }
 }
 
@@ -197,16 +185,6 @@ fn is_required() -> Problem {
     Problem::new("is unset; it is required")
 }
 
-/// A secret over 32 bytes of the operating system's generator.
-fn generate_secret() -> Result<Secret, Status> {
-    let mut bytes = Zeroizing::new([0; 32]);
-    SysRng.try_fill_bytes(&mut *bytes).map_err(|error| {
-        tracing::error!(%error, "the operating system gave no random bytes");
-        status::internal()
-    })?;
-    Ok(Secret::from_random(&bytes))
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
@@ -223,11 +201,5 @@ mod tests {
             assert!(binding(&list(20)).parse(&token).is_ok());
         }
         assert!(binding(&list(19)).parse(&token).is_err());
-    }
-
-    #[test]
-    fn generated_secrets_differ() {
-        let [one, other] = [generate_secret(), generate_secret()].map(|secret| secret.expect("random bytes"));
-        assert!(one != other && Secret::parse(one.expose(), SignatureScheme::StandardWebhooks).is_ok());
     }
 }

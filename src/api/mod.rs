@@ -11,6 +11,7 @@ mod health;
 mod limits;
 mod paging;
 mod publish;
+mod secrets;
 mod server;
 mod service;
 mod status;

@@ -55,6 +55,10 @@ impl WebhookService for Webhooks {
         self.delete(request.into_inner()).await.map(Response::new)
     }
 
+    async fn rotate_secret(&self, request: Request<RotateSecretRequest>) -> Answer<RotateSecretResponse> {
+        self.rotate(request.into_inner()).await.map(Response::new)
+    }
+
     async fn publish(&self, request: Request<PublishRequest>) -> Answer<PublishResponse> {
         self.publish_one(request.into_inner()).await.map(Response::new)
     }
@@ -101,10 +105,6 @@ impl WebhookService for Webhooks {
 
     async fn resume_endpoint(&self, _: Request<ResumeEndpointRequest>) -> Answer<ResumeEndpointResponse> {
         Err(status::unbuilt_call("ResumeEndpoint"))
-    }
-
-    async fn rotate_secret(&self, _: Request<RotateSecretRequest>) -> Answer<RotateSecretResponse> {
-        Err(status::unbuilt_call("RotateSecret"))
     }
 
     async fn test_endpoint(&self, _: Request<TestEndpointRequest>) -> Answer<TestEndpointResponse> {

@@ -55,8 +55,10 @@ pub struct Endpoint {
     pub update_time: Timestamp,
     /// How it has been doing.
     pub health: Health,
-    /// Its secrets, newest first, without their values.
+    /// Its secrets that sign, newest first, without their values.
     pub secrets: Vec<SecretInfo>,
+    /// What verifies the newest one's signatures, where it is an Ed25519 key.
+    pub public_key: Option<String>,
 }
 
 /// How an endpoint has answered lately.
@@ -104,6 +106,19 @@ pub enum SignatureScheme {
     Timestamped = 1,
     /// `webhook-signature: v1,…` over `{id}.{timestamp}.{body}`.
     StandardWebhooks = 2,
+    /// `webhook-signature: v1a,…` over the same.
+    StandardWebhooksEd25519 = 3,
+    /// `X-Webhook-Signature: sha256=…` over `{body}`.
+    BodySha256 = 4,
+    /// `X-Webhook-Signature: …` over `{body}`.
+    BodyHex = 5,
+}
+
+impl SignatureScheme {
+    /// Whether it signs with a private key that receivers need not know.
+    pub const fn is_ed25519(self) -> bool {
+        matches!(self, Self::StandardWebhooksEd25519)
+    }
 }
 
 /// How bodies look. The discriminants are the contract's and the database's.
@@ -142,7 +157,7 @@ macro_rules! stored_enum {
 pub(crate) use stored_enum;
 
 stored_enum!(EndpointState { Active, Paused, Disabled });
-stored_enum!(SignatureScheme { Timestamped, StandardWebhooks });
+stored_enum!(SignatureScheme { Timestamped, StandardWebhooks, StandardWebhooksEd25519, BodySha256, BodyHex });
 stored_enum!(PayloadFormat { Envelope, Raw, CloudEventsStructured, CloudEventsBinary, StandardWebhooks });
 
 /// The timeout of an endpoint that names none.

@@ -18,6 +18,7 @@ pub mod secret;
 pub mod signature;
 pub mod time;
 pub mod url;
+pub mod verification;
 
 use std::borrow::Cow;
 use std::fmt;

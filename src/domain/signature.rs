@@ -1,15 +1,16 @@
-//! Signing a request and verifying one: HMAC-SHA256 over the bytes each scheme names.
+//! Signing a request: HMAC-SHA256 or Ed25519 over the bytes each scheme names, by every secret that is still valid.
 //!
-//! Sources: the Standard Webhooks specification; Stripe's `t=…,v1=…` form for TIMESTAMPED.
+//! Sources: the Standard Webhooks specification; Stripe's `t=…,v1=…` form for TIMESTAMPED; RFC 8032 for Ed25519.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use ed25519_dalek::{Signer as _, SigningKey};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
-use subtle::ConstantTimeEq;
 
 use super::endpoint::SignatureScheme;
-use super::secret::Secret;
+use super::secret::{Secret, SigningSecret};
+use super::time::Timestamp;
 
 /// The header of the schemes whose signature is ours alone.
 pub const SIGNATURE_HEADER: &str = "x-webhook-signature";
@@ -20,133 +21,147 @@ pub const STANDARD_TIMESTAMP_HEADER: &str = "webhook-timestamp";
 /// Standard Webhooks' header of the signatures.
 pub const STANDARD_SIGNATURE_HEADER: &str = "webhook-signature";
 
-/// How far a signed time may be from the verifier's clock, in seconds.
-pub const TOLERANCE_SECONDS: i64 = 300;
-
-/// The keys an endpoint's requests are signed with, prepared once: an HMAC state for each secret still valid, newest first.
+/// The keys an endpoint's requests are signed with, prepared once, newest first.
 #[derive(Clone)]
 pub struct Signer {
+    keys: Vec<Key>,
+}
+
+#[derive(Clone)]
+struct Key {
     scheme: SignatureScheme,
-    keys: Vec<Hmac<Sha256>>,
+    expire_time: Option<Timestamp>,
+    material: Material,
+}
+
+#[derive(Clone)]
+enum Material {
+    /// An HMAC state that is cloned for each message.
+    Hmac(Hmac<Sha256>),
+    Ed25519(Box<SigningKey>),
 }
 
 /// Headers that carry a signature: names in lower case.
 pub type SignatureHeaders = Vec<(&'static str, String)>;
 
 impl Signer {
-    /// Prepares the keys of `secrets`, newest first.
-    pub fn new<'a>(scheme: SignatureScheme, secrets: impl IntoIterator<Item = &'a Secret>) -> Self {
-        let keys =
-            secrets.into_iter().filter_map(|secret| Hmac::new_from_slice(&secret.hmac_key(scheme)).ok()).collect();
-        Self { scheme, keys }
+    /// Prepares the keys of `secrets` that do not expire, newest first.
+    pub fn new<'s>(scheme: SignatureScheme, secrets: impl IntoIterator<Item = &'s Secret>) -> Self {
+        Self { keys: secrets.into_iter().filter_map(|secret| Key::of(scheme, secret, None)).collect() }
     }
 
-    /// Signs one attempt of `message_id` (the event id) at `unix_seconds`.
-    pub fn sign(&self, message_id: &str, unix_seconds: i64, body: &[u8]) -> SignatureHeaders {
-        match self.scheme {
-            SignatureScheme::Timestamped => {
-                let signed_time = unix_seconds.to_string();
-                let mut value = format!("t={signed_time}");
-                for key in &self.keys {
-                    value.push_str(",v1=");
-                    push_hex(&mut value, &mac(key, &[signed_time.as_bytes(), b".", body]));
+    /// Prepares the keys of an endpoint's secrets, newest first.
+    pub fn of<'s>(secrets: impl IntoIterator<Item = &'s SigningSecret>) -> Self {
+        let prepare = |one: &SigningSecret| Key::of(one.scheme, &one.secret, one.expire_time);
+        Self { keys: secrets.into_iter().filter_map(prepare).collect() }
+    }
+
+    /// Signs one attempt of `message_id` (the event id) at `now`, by which expired secrets have ceased to sign.
+    pub fn sign(&self, message_id: &str, now: Timestamp, body: &[u8]) -> SignatureHeaders {
+        let signed_time = now.seconds().to_string();
+        let mut ours = Ours { scheme: None, value: String::new() };
+        let mut standard = String::new();
+        for key in self.keys.iter().filter(|key| key.expire_time.is_none_or(|end| end > now)) {
+            match key.scheme {
+                SignatureScheme::StandardWebhooks | SignatureScheme::StandardWebhooksEd25519 => {
+                    let signed = [message_id.as_bytes(), b".", signed_time.as_bytes(), b".", body];
+                    key.material.push_standard(&mut standard, &signed);
                 }
-                vec![(SIGNATURE_HEADER, value)]
-            }
-            SignatureScheme::StandardWebhooks => {
-                let signed_time = unix_seconds.to_string();
-                let mut value = String::new();
-                for key in &self.keys {
-                    let separator = if value.is_empty() { "v1," } else { " v1," };
-                    value.push_str(separator);
-                    let tag = mac(key, &[message_id.as_bytes(), b".", signed_time.as_bytes(), b".", body]);
-                    BASE64.encode_string(tag, &mut value);
-                }
-                vec![
-                    (STANDARD_ID_HEADER, message_id.to_owned()),
-                    (STANDARD_TIMESTAMP_HEADER, signed_time),
-                    (STANDARD_SIGNATURE_HEADER, value),
-                ]
+                scheme => ours.push(scheme, &signed_time, body, &key.material),
             }
         }
+        let mut headers = Vec::with_capacity(if standard.is_empty() { 1 } else { 4 });
+        if !ours.value.is_empty() {
+            headers.push((SIGNATURE_HEADER, ours.value));
+        }
+        if !standard.is_empty() {
+            headers.push((STANDARD_ID_HEADER, message_id.to_owned()));
+            headers.push((STANDARD_TIMESTAMP_HEADER, signed_time));
+            headers.push((STANDARD_SIGNATURE_HEADER, standard));
+        }
+        headers
     }
 }
 
-/// Why a request's signature was not accepted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Rejected {
-    /// A header the scheme needs is not there.
-    #[error("the signature header is missing")]
-    Missing,
-    /// A header is there but cannot be read.
-    #[error("the signature header is malformed")]
-    Malformed,
-    /// The signed time is too far from now.
-    #[error("the signed time is more than 5 minutes from now")]
-    Stale,
-    /// No signature fits the body and secret.
-    #[error("no signature matches")]
-    Mismatch,
-}
-
-/// Verifies a received request: `header` looks a header up by its lower-case name, `now` is in unix seconds.
-pub fn verify<'h>(
-    scheme: SignatureScheme,
-    secret: &Secret,
-    header: impl Fn(&str) -> Option<&'h str>,
-    body: &[u8],
-    now: i64,
-) -> Result<(), Rejected> {
-    let key = Hmac::new_from_slice(&secret.hmac_key(scheme)).map_err(|_| Rejected::Mismatch)?;
-    let (time, tag, offered): (i64, [u8; 32], Vec<Vec<u8>>) = match scheme {
-        SignatureScheme::Timestamped => {
-            let value = header(SIGNATURE_HEADER).ok_or(Rejected::Missing)?;
-            let parts = || value.split(',').filter_map(|part| part.split_once('='));
-            let time = parts().find(|(name, _)| *name == "t").ok_or(Rejected::Malformed)?.1;
-            let offered = parts().filter(|(name, _)| *name == "v1").filter_map(|(_, hex)| from_hex(hex)).collect();
-            (parse_time(time)?, mac(&key, &[time.as_bytes(), b".", body]), offered)
-        }
-        SignatureScheme::StandardWebhooks => {
-            let id = header(STANDARD_ID_HEADER).ok_or(Rejected::Missing)?;
-            let time = header(STANDARD_TIMESTAMP_HEADER).ok_or(Rejected::Missing)?;
-            let value = header(STANDARD_SIGNATURE_HEADER).ok_or(Rejected::Missing)?;
-            let tagged = value.split(' ').filter_map(|part| part.strip_prefix("v1,"));
-            let offered = tagged.filter_map(|encoded| BASE64.decode(encoded).ok()).collect();
-            (parse_time(time)?, mac(&key, &[id.as_bytes(), b".", time.as_bytes(), b".", body]), offered)
-        }
-    };
-    if time.abs_diff(now) > TOLERANCE_SECONDS.unsigned_abs() {
-        return Err(Rejected::Stale);
+impl Key {
+    /// `None` where the secret is no key for the scheme, which no checked one is.
+    fn of(scheme: SignatureScheme, secret: &Secret, expire_time: Option<Timestamp>) -> Option<Self> {
+        let material = match scheme.is_ed25519() {
+            true => Material::Ed25519(Box::new(secret.ed25519_key()?)),
+            false => Material::Hmac(Hmac::new_from_slice(&secret.hmac_key(scheme)).ok()?),
+        };
+        Some(Self { scheme, expire_time, material })
     }
-    let matched = offered.iter().any(|candidate| bool::from(candidate.as_slice().ct_eq(&tag)));
-    if matched { Ok(()) } else { Err(Rejected::Mismatch) }
 }
 
-fn parse_time(text: &str) -> Result<i64, Rejected> {
-    text.parse().map_err(|_| Rejected::Malformed)
+impl Material {
+    fn push_standard(&self, value: &mut String, signed: &[&[u8]]) {
+        if !value.is_empty() {
+            value.push(' ');
+        }
+        match self {
+            Self::Hmac(key) => {
+                value.push_str("v1,");
+                BASE64.encode_string(mac(key, signed), value);
+            }
+            Self::Ed25519(key) => {
+                value.push_str("v1a,");
+                BASE64.encode_string(key.sign(&signed.concat()).to_bytes(), value);
+            }
+        }
+    }
+
+    fn push_hex(&self, value: &mut String, signed: &[&[u8]]) {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        if let Self::Hmac(key) = self {
+            for byte in mac(key, signed) {
+                value.push(DIGITS[usize::from(byte >> 4)].into());
+                value.push(DIGITS[usize::from(byte & 15)].into());
+            }
+        }
+    }
 }
 
-fn mac(key: &Hmac<Sha256>, parts: &[&[u8]]) -> [u8; 32] {
+/// The header of our own schemes: its form is that of the newest secret, and a secret of another form stays out of it.
+struct Ours {
+    scheme: Option<SignatureScheme>,
+    value: String,
+}
+
+impl Ours {
+    fn push(&mut self, scheme: SignatureScheme, signed_time: &str, body: &[u8], key: &Material) {
+        match (self.scheme.replace(scheme), scheme) {
+            (None, SignatureScheme::Timestamped) => {
+                self.value.push_str("t=");
+                self.value.push_str(signed_time);
+                self.push_timestamped(signed_time, body, key);
+            }
+            (Some(SignatureScheme::Timestamped), SignatureScheme::Timestamped) => {
+                self.push_timestamped(signed_time, body, key);
+            }
+            (None, SignatureScheme::BodySha256) => {
+                self.value.push_str("sha256=");
+                key.push_hex(&mut self.value, &[body]);
+            }
+            (None, SignatureScheme::BodyHex) => key.push_hex(&mut self.value, &[body]),
+            // The two BODY schemes have no room for a second signature.
+            (first, _) => self.scheme = first,
+        }
+    }
+
+    fn push_timestamped(&mut self, signed_time: &str, body: &[u8], key: &Material) {
+        self.value.push_str(",v1=");
+        key.push_hex(&mut self.value, &[signed_time.as_bytes(), b".", body]);
+    }
+}
+
+/// HMAC-SHA256 over the parts one behind the other.
+pub(super) fn mac(key: &Hmac<Sha256>, parts: &[&[u8]]) -> [u8; 32] {
     let mut state = key.clone();
     for part in parts {
         state.update(part);
     }
     state.finalize().into_bytes().into()
-}
-
-fn push_hex(text: &mut String, bytes: &[u8]) {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    for byte in bytes {
-        text.push(DIGITS[usize::from(byte >> 4)].into());
-        text.push(DIGITS[usize::from(byte & 15)].into());
-    }
-}
-
-fn from_hex(text: &str) -> Option<Vec<u8>> {
-    if !text.is_ascii() || !text.len().is_multiple_of(2) {
-        return None;
-    }
-    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).ok()).collect()
 }
 
 #[cfg(test)]
@@ -155,35 +170,90 @@ mod tests {
 
     const BODY: &[u8] = br#"{"test": 2432232314}"#;
 
-    fn lookup<'h>(headers: &'h SignatureHeaders) -> impl Fn(&str) -> Option<&'h str> {
-        move |wanted| headers.iter().find(|(name, _)| *name == wanted).map(|(_, value)| value.as_str())
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_micros(seconds * 1_000_000)
+    }
+
+    fn secret(scheme: SignatureScheme, seed: u8, expires: Option<i64>) -> SigningSecret {
+        let make = if scheme.is_ed25519() { Secret::from_seed } else { Secret::from_random };
+        SigningSecret { secret: make(&[seed; 32]), scheme, expire_time: expires.map(at) }
+    }
+
+    fn names(headers: &SignatureHeaders) -> Vec<&'static str> {
+        headers.iter().map(|(name, _)| *name).collect()
     }
 
     #[test]
     fn signs_the_standard_webhooks_reference_vector() {
         let secret = Secret::from_stored("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".to_owned());
         let signer = Signer::new(SignatureScheme::StandardWebhooks, [&secret]);
-        let headers = signer.sign("msg_p5jXN8AQM9LWM0D4loKWxJek", 1_614_265_330, BODY);
-        assert_eq!(
-            lookup(&headers)(STANDARD_SIGNATURE_HEADER),
-            Some("v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=")
-        );
+        let headers = signer.sign("msg_p5jXN8AQM9LWM0D4loKWxJek", at(1_614_265_330), BODY);
+        assert_eq!(names(&headers), [STANDARD_ID_HEADER, STANDARD_TIMESTAMP_HEADER, STANDARD_SIGNATURE_HEADER]);
+        assert_eq!(headers[2].1, "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=");
     }
 
     #[test]
-    fn every_scheme_verifies_what_it_signed_and_nothing_else() {
-        let (secret, old) = (Secret::from_random(&[1; 32]), Secret::from_random(&[2; 32]));
-        for scheme in [SignatureScheme::Timestamped, SignatureScheme::StandardWebhooks] {
-            let headers = Signer::new(scheme, [&secret, &old]).sign("evt_1", 1_000, BODY);
-            for valid in [&secret, &old] {
-                assert_eq!(verify(scheme, valid, lookup(&headers), BODY, 1_300), Ok(()));
-            }
-            assert_eq!(verify(scheme, &secret, lookup(&headers), b"{}", 1_000), Err(Rejected::Mismatch));
-            assert_eq!(verify(scheme, &secret, lookup(&headers), BODY, 1_301), Err(Rejected::Stale));
-            assert_eq!(verify(scheme, &secret, lookup(&headers), BODY, 699), Err(Rejected::Stale));
-            let stranger = Secret::from_random(&[3; 32]);
-            assert_eq!(verify(scheme, &stranger, lookup(&headers), BODY, 1_000), Err(Rejected::Mismatch));
-            assert_eq!(verify(scheme, &secret, |_| None, BODY, 1_000), Err(Rejected::Missing));
+    fn each_scheme_has_the_contracts_form() {
+        use SignatureScheme::*;
+        for (scheme, name, form) in [
+            (Timestamped, SIGNATURE_HEADER, r"t=7,v1="),
+            (BodySha256, SIGNATURE_HEADER, "sha256="),
+            (BodyHex, SIGNATURE_HEADER, ""),
+            (StandardWebhooks, STANDARD_SIGNATURE_HEADER, "v1,"),
+            (StandardWebhooksEd25519, STANDARD_SIGNATURE_HEADER, "v1a,"),
+        ] {
+            let headers = Signer::of([&secret(scheme, 1, None)]).sign("evt_1", at(7), BODY);
+            let (last, value) = headers.last().expect("a signature");
+            let signature = value.strip_prefix(form).expect(form);
+            assert_eq!(*last, name);
+            let length = if name == SIGNATURE_HEADER { 64 } else { BASE64.decode(signature).expect("base64").len() };
+            assert_eq!(length, if scheme.is_ed25519() { 64 } else { length });
+            assert!(name != SIGNATURE_HEADER || signature.len() == 64 && signature == signature.to_lowercase());
         }
+    }
+
+    #[test]
+    fn every_valid_secret_signs_until_its_own_end() {
+        for (scheme, separator) in [(SignatureScheme::Timestamped, ",v1="), (SignatureScheme::StandardWebhooks, "v1,")]
+        {
+            let signer =
+                Signer::of([&secret(scheme, 1, None), &secret(scheme, 2, Some(200)), &secret(scheme, 3, Some(100))]);
+            for (now, count) in [(99, 3), (100, 2), (199, 2), (200, 1), (10_000, 1)] {
+                let headers = signer.sign("evt_1", at(now), BODY);
+                let value = &headers.last().expect("a signature").1;
+                assert_eq!(value.matches(separator).count(), count, "{scheme:?} at {now}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_body_schemes_sign_with_the_newest_secret_alone() {
+        for scheme in [SignatureScheme::BodySha256, SignatureScheme::BodyHex] {
+            let newest = secret(scheme, 1, None);
+            let both = Signer::of([&newest, &secret(scheme, 2, Some(200))]).sign("evt_1", at(1), BODY);
+            assert_eq!(both, Signer::of([&newest]).sign("evt_1", at(1), BODY));
+        }
+    }
+
+    #[test]
+    fn a_secret_of_another_kind_goes_on_in_its_own_form_beside_the_newest() {
+        use SignatureScheme::*;
+        let sign = |newest, former| {
+            let secrets = [secret(newest, 1, None), secret(former, 2, Some(100))];
+            let (during, after) =
+                (Signer::of(&secrets).sign("e", at(1), BODY), Signer::of(&secrets).sign("e", at(100), BODY));
+            assert_eq!(after, Signer::of(&secrets[..1]).sign("e", at(100), BODY));
+            during
+        };
+        let both = sign(StandardWebhooksEd25519, StandardWebhooks);
+        let parts: Vec<_> = both[2].1.split(' ').map(|part| part.split(',').next()).collect();
+        assert_eq!(parts, [Some("v1a"), Some("v1")]);
+        for former in [Timestamped, BodySha256, BodyHex] {
+            assert_eq!(names(&sign(StandardWebhooksEd25519, former)).len(), 4);
+            assert_eq!(names(&sign(former, StandardWebhooksEd25519)).len(), 4);
+        }
+        // One header has one form.
+        assert_eq!(sign(BodyHex, Timestamped), Signer::of([&secret(BodyHex, 1, None)]).sign("e", at(1), BODY));
+        assert_eq!(sign(Timestamped, BodyHex), Signer::of([&secret(Timestamped, 1, None)]).sign("e", at(1), BODY));
     }
 }

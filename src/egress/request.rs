@@ -113,7 +113,7 @@ pub(super) fn assemble(outgoing: &Outgoing<'_>, user_agent: &HeaderValue) -> Req
     let Outgoing { target, event, delivery_id, format, attempt, now } = *outgoing;
     let body = body::render(event, format);
     let event_id = event.id.to_string();
-    let signature = target.signer.sign(&event_id, now.seconds(), &body.bytes);
+    let signature = target.signer.sign(&event_id, now, &body.bytes);
 
     let mut headers = HeaderMap::with_capacity(
         HEADERS_ALWAYS + target.authorization.iter().len() + body.headers.len() + signature.len(),

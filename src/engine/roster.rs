@@ -92,7 +92,7 @@ impl Roster {
     }
 
     fn prepare(&self, endpoint: LaneEndpoint) -> Result<Prepared, crate::domain::Problem> {
-        let signer = Signer::new(endpoint.signature_scheme, &endpoint.secrets);
+        let signer = Signer::of(&endpoint.secrets);
         let target = Target::new(&endpoint.url, signer, endpoint.timeout)?;
         Ok(Prepared {
             version: endpoint.version,

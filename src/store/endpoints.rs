@@ -18,7 +18,7 @@ use crate::domain::fields::Tenant;
 use crate::domain::id::EndpointId;
 use crate::domain::pattern::{EventPattern, any_matches};
 use crate::domain::retry::RetryPolicy;
-use crate::domain::secret::Secret;
+use crate::domain::secret::{Secret, SigningSecret};
 use crate::domain::url::EndpointUrl;
 
 /// An endpoint to register.
@@ -95,10 +95,8 @@ pub struct LaneEndpoint {
     pub version: i64,
     /// Where requests go.
     pub url: EndpointUrl,
-    /// How they are signed.
-    pub signature_scheme: SignatureScheme,
-    /// By what, newest first.
-    pub secrets: Vec<Secret>,
+    /// What signs them, newest first.
+    pub secrets: Vec<SigningSecret>,
     /// When failures are retried; `None` means the server's default.
     pub retry_policy: Option<RetryPolicy>,
     /// One deadline over a request.
@@ -113,7 +111,7 @@ with moved as (
   insert into tenants as t (tenant, config_version) values ($2, 1)
   on conflict (tenant) do update set config_version = t.config_version + 1
 ), secret as (
-  insert into endpoint_secrets (endpoint_id, version, secret, create_time) values ($1, 1, $14, now())
+  insert into endpoint_secrets (endpoint_id, version, secret, create_time, public_key) values ($1, 1, $14, now(), $15)
 ), health as (
   insert into endpoint_health (endpoint_id) values ($1)
 )
@@ -128,13 +126,14 @@ macro_rules! select {
         concat!(
             "
 select e.*, h.score, h.consecutive_failures, h.last_success_time, h.last_failure_time,
-       s.versions, s.create_times, s.expire_times
+       s.versions, s.create_times, s.expire_times, s.public_key
 from endpoints e
 left join endpoint_health h on h.endpoint_id = e.id
 cross join lateral (
   select array_agg(version order by version desc) as versions,
          array_agg(create_time order by version desc) as create_times,
-         array_agg(expire_time order by version desc) as expire_times
+         array_agg(expire_time order by version desc) as expire_times,
+         (array_agg(public_key order by version desc))[1] as public_key
   from endpoint_secrets where endpoint_id = e.id and (expire_time is null or expire_time > now())
 ) s
 where e.delete_time is null ",
@@ -163,23 +162,28 @@ with gone as (
 update tenants t set config_version = config_version + 1 from gone where t.tenant = gone.tenant";
 
 const LANE_ENDPOINTS: &str = "
-select e.id, e.version, e.url, e.signature_scheme, e.retry_policy, e.timeout_ms, e.max_in_flight,
-       array(select s.secret from endpoint_secrets s
-             where s.endpoint_id = e.id and (s.expire_time is null or s.expire_time > now())
-             order by s.version desc) as secrets
-from endpoints e where e.id = any($1)";
+select e.id, e.version, e.url, e.retry_policy, e.timeout_ms, e.max_in_flight, s.secrets, s.schemes, s.expire_times
+from endpoints e
+cross join lateral (
+  select array_agg(secret order by version desc) as secrets,
+         array_agg(coalesce(signature_scheme, e.signature_scheme) order by version desc) as schemes,
+         array_agg(expire_time order by version desc) as expire_times
+  from endpoint_secrets where endpoint_id = e.id and (expire_time is null or expire_time > now())
+) s
+where e.id = any($1)";
 
 impl Store {
     /// Registers an endpoint; once this answers, every publish on any replica sees it.
     pub async fn register_endpoint(&self, new: &NewEndpoint) -> std::result::Result<Endpoint, RegisterError> {
         let id = EndpointId::from_uuid(self.clock.new_uuid());
         let query = sqlx::query(REGISTER).bind(id.uuid()).bind(new.tenant.as_str());
-        bind_spec(query, &new.spec).bind(new.secret.expose().as_bytes()).execute(&self.reader).await.map_err(
-            |error| match Error::from(error) {
-                taken if is_external_id_taken(&taken) => RegisterError::ExternalIdTaken,
-                other => other.into(),
-            },
-        )?;
+        let query = bind_spec(query, &new.spec)
+            .bind(new.secret.expose().as_bytes())
+            .bind(new.secret.public_key().map(|key| key.to_string()));
+        query.execute(&self.reader).await.map_err(|error| match Error::from(error) {
+            taken if is_external_id_taken(&taken) => RegisterError::ExternalIdTaken,
+            other => other.into(),
+        })?;
         self.endpoint(id).await?.ok_or_else(|| Error::Unreadable("no endpoint just registered".to_owned()).into())
     }
 
@@ -314,6 +318,7 @@ fn read_endpoint(row: &PgRow) -> Result<Endpoint> {
             last_failure_time: time("last_failure_time")?,
         },
         secrets,
+        public_key: row.try_get("public_key")?,
     })
 }
 
@@ -334,14 +339,11 @@ fn read_spec(row: &PgRow) -> Result<EndpointSpec> {
 }
 
 fn read_lane_endpoint(row: &PgRow) -> Result<LaneEndpoint> {
-    let secrets: Vec<Vec<u8>> = row.try_get("secrets")?;
-    let secret = |bytes| String::from_utf8(bytes).map_err(|_| Error::Unreadable("a secret that is no text".to_owned()));
     Ok(LaneEndpoint {
         id: EndpointId::from_uuid(row.try_get("id")?),
         version: row.try_get("version")?,
         url: read_url(row)?,
-        signature_scheme: stored("signature scheme", row.try_get("signature_scheme")?, SignatureScheme::from_number)?,
-        secrets: secrets.into_iter().map(|bytes| secret(bytes).map(Secret::from_stored)).collect::<Result<_>>()?,
+        secrets: super::secrets::read(row)?,
         retry_policy: row.try_get::<Option<Json<RetryPolicy>>, _>("retry_policy")?.map(|policy| policy.0),
         timeout: Duration::from_millis(u64::from(count(row.try_get("timeout_ms")?))),
         max_in_flight: count(row.try_get("max_in_flight")?),

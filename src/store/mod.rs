@@ -17,6 +17,7 @@ mod pool;
 mod publish;
 mod queue;
 mod recent;
+mod secrets;
 mod tail;
 mod types;
 
@@ -35,6 +36,7 @@ pub use self::publish::{PublishError, Published, PublishedDelivery, Publisher};
 pub use self::queue::{
     AttemptRecord, CANCELED_REASON, Claimed, Completion, Due, LEASE, LaneRequest, Settled, Settlement,
 };
+pub use self::secrets::{RotateError, Rotation};
 pub use self::tail::{Cursor, TimelineEvent, TransitionKind};
 
 use self::backlog::Backlog;

@@ -10,6 +10,7 @@ mod limits;
 mod publishing;
 mod receivers;
 mod refusals;
+mod secrets;
 mod streaming;
 mod unbuilt;
 
@@ -22,8 +23,7 @@ use hooklane::api::proto::{DeliveryState, Endpoint, ExponentialBackoff, RetryPol
 use hooklane::app::App;
 use hooklane::cli::listen::{Behaviour, Receiver, ReceiverOptions};
 use hooklane::config::{Config, Flags, Profile};
-use hooklane::domain::endpoint::SignatureScheme;
-use hooklane::domain::secret::Secret;
+use hooklane::domain::verification::Verifier;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
@@ -32,8 +32,11 @@ use crate::support::{self, eventually};
 
 type Client = WebhookServiceClient<Channel>;
 
-/// A secret that fits both schemes.
+/// A secret that fits every HMAC scheme.
 const SECRET: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
+
+/// A key that fits the Ed25519 scheme.
+const KEY: &str = "whsk_AQIDBAUGBwgJCgsMDQ4PEBESExQVFhcYGRobHB0eHyA=";
 
 /// A replica and a client of it.
 struct Service {
@@ -68,7 +71,11 @@ impl Service {
     }
 
     async fn register(&self, endpoint: Endpoint) -> Endpoint {
-        let request = proto::RegisterEndpointRequest { endpoint: Some(endpoint), secret: SECRET.to_owned() };
+        self.register_with(endpoint, SECRET).await
+    }
+
+    async fn register_with(&self, endpoint: Endpoint, secret: &str) -> Endpoint {
+        let request = proto::RegisterEndpointRequest { endpoint: Some(endpoint), secret: secret.to_owned() };
         let answer = self.client.clone().register_endpoint(request).await.expect("registered").into_inner();
         answer.endpoint.expect("an endpoint")
     }
@@ -97,9 +104,9 @@ impl Service {
     }
 }
 
-/// A receiver that checks signatures by [`SECRET`].
+/// A receiver that checks signatures by [`SECRET`] and [`KEY`].
 async fn receiver(behaviour: Behaviour) -> Receiver {
-    let secrets = vec![Secret::parse(SECRET, SignatureScheme::StandardWebhooks).expect("a secret")];
+    let secrets = [SECRET, KEY].map(|text| Verifier::parse(text, None).expect("a secret")).to_vec();
     Receiver::start(ReceiverOptions { secrets, behaviour, ..ReceiverOptions::default() }).await.expect("a receiver")
 }
 

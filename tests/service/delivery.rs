@@ -49,7 +49,7 @@ async fn running() -> Running {
 }
 
 async fn receiver(behaviour: Behaviour) -> Receiver {
-    let secrets = vec![Secret::from_random(&[7; 32])];
+    let secrets = vec![Secret::from_random(&[7; 32]).into()];
     Receiver::start(ReceiverOptions { secrets, behaviour, ..ReceiverOptions::default() }).await.expect("a receiver")
 }
 

@@ -157,12 +157,28 @@ fn refuse_unbuilt(given: &proto::Endpoint, mask: &Mask, violations: &mut Violati
 fn signature_scheme(number: i32, violations: &mut Violations) -> Option<SignatureScheme> {
     use proto::SignatureScheme as Asked;
     match Asked::try_from(number) {
-        Ok(Asked::Unspecified | Asked::Timestamped) => return Some(SignatureScheme::Timestamped),
-        Ok(Asked::StandardWebhooks) => return Some(SignatureScheme::StandardWebhooks),
-        Ok(_) => violations.unbuilt("endpoint.signature_scheme"),
-        Err(_) => violations.invalid("endpoint.signature_scheme", undefined(number)),
+        Ok(Asked::Unspecified | Asked::Timestamped) => Some(SignatureScheme::Timestamped),
+        Ok(Asked::StandardWebhooks) => Some(SignatureScheme::StandardWebhooks),
+        Ok(Asked::StandardWebhooksEd25519) => Some(SignatureScheme::StandardWebhooksEd25519),
+        Ok(Asked::BodySha256) => Some(SignatureScheme::BodySha256),
+        Ok(Asked::BodyHex) => Some(SignatureScheme::BodyHex),
+        Err(_) => {
+            violations.invalid("endpoint.signature_scheme", undefined(number));
+            None
+        }
     }
-    None
+}
+
+/// The scheme that a rotation asks for; `None` where it asks for none.
+pub(in crate::api) fn rotated_scheme(number: i32, violations: &mut Violations) -> Option<SignatureScheme> {
+    match i16::try_from(number).ok().map(|number| (number, SignatureScheme::from_number(number))) {
+        Some((0, _)) => None,
+        Some((_, Some(scheme))) => Some(scheme),
+        _ => {
+            violations.invalid("signature_scheme", undefined(number));
+            None
+        }
+    }
 }
 
 fn payload_format(number: i32, violations: &mut Violations) -> Option<PayloadFormat> {
@@ -186,16 +202,20 @@ pub(in crate::api) fn version_of(etag: &str) -> Option<i64> {
     (!etag.is_empty()).then(|| etag.parse().unwrap_or(NO_VERSION))
 }
 
-/// The problem of a secret that the wanted scheme cannot sign with.
-pub(in crate::api) fn secret_does_not_fit() -> Problem {
-    Problem::new(
-        "cannot be changed to this scheme: the endpoint's secret is not of the form whsec_ and base64 of 24 to 64 bytes",
-    )
+/// The problem of a scheme that the endpoint's secret cannot sign by.
+pub(in crate::api) fn secret_does_not_fit(former: SignatureScheme, wanted: SignatureScheme) -> Problem {
+    Problem::new(match former.is_ed25519() != wanted.is_ed25519() {
+        true => "cannot be changed between HMAC and Ed25519 without another secret; RotateSecret changes both",
+        false => {
+            "cannot be changed to this scheme: the endpoint's secret is not of the form whsec_ and base64 of 24 to 64 \
+             bytes; RotateSecret gives it one"
+        }
+    })
 }
 
 /// An endpoint as callers see it, with the values that are in effect.
 pub(in crate::api) fn to_proto(endpoint: Endpoint) -> proto::Endpoint {
-    let Endpoint { id, tenant, spec, state, version, create_time, update_time, health, secrets } = endpoint;
+    let Endpoint { id, tenant, spec, state, version, create_time, update_time, health, secrets, public_key } = endpoint;
     proto::Endpoint {
         id: id.to_string(),
         tenant: tenant.to_string(),
@@ -217,6 +237,7 @@ pub(in crate::api) fn to_proto(endpoint: Endpoint) -> proto::Endpoint {
         last_success_time: health.last_success_time.map(to_timestamp),
         last_failure_time: health.last_failure_time.map(to_timestamp),
         secrets: secrets.into_iter().map(secret_info).collect(),
+        public_key: public_key.unwrap_or_default(),
         create_time: Some(to_timestamp(create_time)),
         update_time: Some(to_timestamp(update_time)),
         etag: version.to_string(),
@@ -290,7 +311,7 @@ mod tests {
     #[test]
     fn what_is_not_built_is_refused_by_name() {
         type Set = fn(&mut proto::Endpoint);
-        let cases: [(&str, Set); 13] = [
+        let cases: [(&str, Set); 12] = [
             ("filter", |e| e.filter = "true".to_owned()),
             ("headers", |e| e.headers = [("a".to_owned(), "b".to_owned())].into()),
             ("event_retry_policies", |e| e.event_retry_policies.push(proto::EventRetryPolicy::default())),
@@ -302,7 +323,6 @@ mod tests {
             ("ca_pem", |e| e.ca_pem = "x".to_owned()),
             ("client_certificate_pem", |e| e.client_certificate_pem = "x".to_owned()),
             ("client_key_pem", |e| e.client_key_pem = "x".to_owned()),
-            ("signature_scheme", |e| e.signature_scheme = 4),
             ("retry_policy.schedule", |e| {
                 let schedule = proto::retry_policy::Backoff::Schedule(proto::BackoffSchedule::default());
                 e.retry_policy = Some(proto::RetryPolicy { backoff: Some(schedule), ..proto::RetryPolicy::default() });

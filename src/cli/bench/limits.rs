@@ -125,7 +125,7 @@ async fn post(client: &Bare, url: &str, signer: &Signer, payloads: &Payloads) ->
         .header("x-webhook-attempt", 1)
         .header("idempotency-key", &event)
         .header("traceparent", "00-0123456789abcdef0123456789abcdef-0123456789abcdef-00");
-    for (name, value) in signer.sign(&event, seconds, &body) {
+    for (name, value) in signer.sign(&event, Timestamp::from_micros(seconds * 1_000_000), &body) {
         request = request.header(name, value);
     }
     let response = client.request(request.body(Full::new(body)).ok()?).await.ok()?;

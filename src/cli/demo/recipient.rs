@@ -80,7 +80,7 @@ impl Recipient {
 /// A receiver that checks every signature with a secret of its own.
 async fn start(behaviour: Behaviour) -> Result<(Receiver, Secret), Failure> {
     let secret = Secret::from_random(&rand::random());
-    let options = ReceiverOptions { secrets: vec![secret.clone()], behaviour, ..ReceiverOptions::default() };
+    let options = ReceiverOptions { secrets: vec![secret.clone().into()], behaviour, ..ReceiverOptions::default() };
     let receiver = Receiver::start(options).await;
     let receiver = receiver.map_err(|error| Failure::internal(format!("a receiver cannot listen: {error}")))?;
     Ok((receiver, secret))

@@ -123,7 +123,7 @@ impl Seen {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::signature::Rejected;
+    use crate::domain::verification::Rejected;
 
     #[test]
     fn a_status_is_decided_in_this_order_silence_signature_failures_status() {

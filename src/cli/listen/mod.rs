@@ -25,7 +25,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use super::Failure;
 use crate::domain::endpoint::SignatureScheme;
-use crate::domain::secret::Secret;
+use crate::domain::verification::Verifier;
 use print::Printer;
 
 const SECRET_VARIABLE: &str = "HOOKLANE_LISTEN_SECRET";
@@ -56,7 +56,7 @@ pub struct Args {
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:8080")]
     addr: SocketAddr,
 
-    /// Verify signatures with this secret
+    /// Verify signatures with this secret, or with an Ed25519 public key (whpk_…)
     ///
     /// Repeatable, or several with commas between; one that fits is enough. A request whose signature is bad is answered
     /// 401, unless --status is given. Without a secret signatures are shown as unchecked. [env: HOOKLANE_LISTEN_SECRET]
@@ -125,6 +125,25 @@ enum Scheme {
     Auto,
     Timestamped,
     StandardWebhooks,
+    #[value(name = "standard-webhooks-ed25519")]
+    StandardWebhooksEd25519,
+    #[value(name = "body-sha256")]
+    BodySha256,
+    BodyHex,
+}
+
+impl Scheme {
+    /// `None` where the request's headers decide.
+    const fn named(self) -> Option<SignatureScheme> {
+        match self {
+            Self::Auto => None,
+            Self::Timestamped => Some(SignatureScheme::Timestamped),
+            Self::StandardWebhooks => Some(SignatureScheme::StandardWebhooks),
+            Self::StandardWebhooksEd25519 => Some(SignatureScheme::StandardWebhooksEd25519),
+            Self::BodySha256 => Some(SignatureScheme::BodySha256),
+            Self::BodyHex => Some(SignatureScheme::BodyHex),
+        }
+    }
 }
 
 /// Listens until SIGINT, SIGTERM or `--count` requests.
@@ -181,11 +200,7 @@ async fn show(
 }
 
 fn options(args: Args, variable: Option<String>) -> Result<ReceiverOptions, Failure> {
-    let scheme = match args.scheme {
-        Scheme::Auto => None,
-        Scheme::Timestamped => Some(SignatureScheme::Timestamped),
-        Scheme::StandardWebhooks => Some(SignatureScheme::StandardWebhooks),
-    };
+    let scheme = args.scheme.named();
     let mut headers = HeaderMap::new();
     for (name, value) in args.headers {
         headers.append(name, value);
@@ -215,16 +230,15 @@ fn secrets(
     flags: Vec<String>,
     variable: Option<String>,
     scheme: Option<SignatureScheme>,
-) -> Result<Vec<Secret>, Failure> {
+) -> Result<Vec<Verifier>, Failure> {
     let (source, texts) = if flags.is_empty() {
         (SECRET_VARIABLE, variable.iter().flat_map(|text| text.split(',')).map(str::to_owned).collect())
     } else {
         ("--secret", flags)
     };
-    let scheme = scheme.unwrap_or(SignatureScheme::Timestamped);
     let given = texts.iter().map(|text| text.trim()).filter(|text| source == "--secret" || !text.is_empty());
     given
-        .map(|text| Secret::parse(text, scheme).map_err(|problem| Failure::usage(format!("{source} {problem}"))))
+        .map(|text| Verifier::parse(text, scheme).map_err(|problem| Failure::usage(format!("{source} {problem}"))))
         .collect()
 }
 

@@ -179,7 +179,7 @@ mod tests {
     use http::{HeaderValue, Method, StatusCode};
 
     use super::*;
-    use crate::domain::signature::Rejected;
+    use crate::domain::verification::Rejected;
 
     fn received(body: impl Into<Bytes>) -> Received {
         let mut headers = HeaderMap::new();

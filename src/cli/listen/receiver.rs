@@ -26,7 +26,7 @@ use super::behaviour::Seen;
 use super::verdict::judge;
 use super::{Behaviour, Verdict};
 use crate::domain::endpoint::SignatureScheme;
-use crate::domain::secret::Secret;
+use crate::domain::verification::Verifier;
 
 /// The largest body that is read; a larger one is answered 413.
 pub const BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -42,8 +42,8 @@ const STOP_GRACE: Duration = Duration::from_secs(2);
 pub struct ReceiverOptions {
     /// Where to listen; port 0 picks a free one.
     pub addr: SocketAddr,
-    /// Secrets that sign; with none, signatures are not checked.
-    pub secrets: Vec<Secret>,
+    /// What verifies signatures; with none, they are not checked.
+    pub secrets: Vec<Verifier>,
     /// How requests are signed; `None` goes by the headers that are there.
     pub scheme: Option<SignatureScheme>,
     /// How requests are answered.
@@ -115,7 +115,7 @@ pub struct Receiver {
 }
 
 struct Shared {
-    secrets: Vec<Secret>,
+    secrets: Vec<Verifier>,
     scheme: Option<SignatureScheme>,
     behaviour: watch::Sender<Arc<Behaviour>>,
     seen: Mutex<Seen>,

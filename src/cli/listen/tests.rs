@@ -14,7 +14,10 @@ use tokio::time::{Instant, timeout};
 
 use super::*;
 use crate::cli::{Cli, Command};
-use crate::domain::signature::{Rejected, Signer};
+use crate::domain::secret::Secret;
+use crate::domain::signature::Signer;
+use crate::domain::time::Timestamp;
+use crate::domain::verification::Rejected;
 
 const BODY: &[u8] = br#"{"event":"order.created"}"#;
 /// Far longer than anything here takes.
@@ -51,19 +54,24 @@ async fn status_of(client: &mut SendRequest<Full<Bytes>>, headers: &[(&str, &str
 
 #[tokio::test]
 async fn a_good_signature_is_answered_200_and_a_bad_one_401() {
-    let secret = Secret::from_random(&[1; 32]);
-    let secrets = vec![Secret::from_random(&[2; 32]), secret.clone()];
+    let (hmac, key) = (Secret::from_random(&[1; 32]), Secret::from_seed(&[1; 32]));
+    let secrets = [Secret::from_random(&[2; 32]), hmac.clone(), key.clone()].map(Into::into).to_vec();
     let receiver = Receiver::start(ReceiverOptions { secrets, ..ReceiverOptions::default() }).await.unwrap();
     let mut client = connect(receiver.addr()).await;
     let now = jiff::Timestamp::now().as_second();
-    for scheme in [SignatureScheme::Timestamped, SignatureScheme::StandardWebhooks] {
-        let signed = |secret, time| Signer::new(scheme, [secret]).sign("evt_1", time, BODY);
-        let stranger = Secret::from_random(&[3; 32]);
+    for scheme in (1..=5).filter_map(SignatureScheme::from_number) {
+        let signed =
+            |secret, time| Signer::new(scheme, [secret]).sign("evt_1", Timestamp::from_micros(time * 1_000_000), BODY);
+        let has_time = !matches!(scheme, SignatureScheme::BodySha256 | SignatureScheme::BodyHex);
+        let late = if has_time { Verdict::Bad(Rejected::Stale) } else { Verdict::Good };
+        let is_ed25519 = scheme.is_ed25519();
+        let stranger = if is_ed25519 { Secret::from_seed(&[3; 32]) } else { Secret::from_random(&[3; 32]) };
+        let secret = if is_ed25519 { &key } else { &hmac };
         for (headers, body, verdict) in [
-            (signed(&secret, now), BODY, Verdict::Good),
-            (signed(&secret, now), b"tampered", Verdict::Bad(Rejected::Mismatch)),
+            (signed(secret, now), BODY, Verdict::Good),
+            (signed(secret, now), b"tampered", Verdict::Bad(Rejected::Mismatch)),
             (signed(&stranger, now), BODY, Verdict::Bad(Rejected::Mismatch)),
-            (signed(&secret, now - 3_600), BODY, Verdict::Bad(Rejected::Stale)),
+            (signed(secret, now - 3_600), BODY, late),
             (vec![("x-webhook-signature", "nonsense".to_owned())], BODY, Verdict::Bad(Rejected::Malformed)),
             (Vec::new(), BODY, Verdict::Bad(Rejected::Missing)),
         ] {
@@ -81,13 +89,17 @@ async fn a_good_signature_is_answered_200_and_a_bad_one_401() {
 async fn a_named_scheme_accepts_no_other() {
     let secret = Secret::from_random(&[1; 32]);
     let receiver = Receiver::start(ReceiverOptions {
-        secrets: vec![secret.clone()],
+        secrets: vec![secret.clone().into()],
         scheme: Some(SignatureScheme::StandardWebhooks),
         ..ReceiverOptions::default()
     });
     let receiver = receiver.await.unwrap();
     let now = jiff::Timestamp::now().as_second();
-    let headers = Signer::new(SignatureScheme::Timestamped, [&secret]).sign("evt_1", now, BODY);
+    let headers = Signer::new(SignatureScheme::Timestamped, [&secret]).sign(
+        "evt_1",
+        Timestamp::from_micros(now * 1_000_000),
+        BODY,
+    );
     let headers: Vec<_> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
     assert_eq!(status_of(&mut connect(receiver.addr()).await, &headers, BODY).await, 401);
     assert_eq!(receiver.next().await.unwrap().verdict, Verdict::Bad(Rejected::Missing));

@@ -3,8 +3,7 @@
 use http::HeaderMap;
 
 use crate::domain::endpoint::SignatureScheme;
-use crate::domain::secret::Secret;
-use crate::domain::signature::{self, Rejected, SIGNATURE_HEADER, STANDARD_SIGNATURE_HEADER};
+use crate::domain::verification::{Rejected, Verifier, schemes_of, verify};
 
 /// What a request's signature is worth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,26 +35,21 @@ impl Verdict {
     }
 }
 
-/// Judges a request: one secret that fits is enough. Without a `scheme` each one whose header is there is tried.
+/// Judges a request: one secret that fits is enough. Without a `scheme` each one that its headers show is tried.
 pub(super) fn judge(
-    secrets: &[Secret],
+    verifiers: &[Verifier],
     scheme: Option<SignatureScheme>,
     headers: &HeaderMap,
     body: &[u8],
     now: i64,
 ) -> Verdict {
-    let schemes = [
-        (SignatureScheme::StandardWebhooks, STANDARD_SIGNATURE_HEADER),
-        (SignatureScheme::Timestamped, SIGNATURE_HEADER),
-    ];
-    let tried = |candidate, header| scheme.map_or_else(|| headers.contains_key(header), |only| only == candidate);
     // A value that is not text is there, and malformed.
     let header = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or_default());
-
-    let mut verdict = if secrets.is_empty() { Verdict::Unchecked } else { Verdict::Bad(Rejected::Missing) };
-    for (candidate, _) in schemes.into_iter().filter(|(candidate, header)| tried(*candidate, *header)) {
-        for secret in secrets {
-            match signature::verify(candidate, secret, header, body, now) {
+    let schemes = scheme.map_or_else(|| schemes_of(header), |only| vec![only]);
+    let mut verdict = if verifiers.is_empty() { Verdict::Unchecked } else { Verdict::Bad(Rejected::Missing) };
+    for scheme in schemes {
+        for verifier in verifiers {
+            match verify(scheme, verifier, header, body, now) {
                 Ok(()) => return Verdict::Good,
                 Err(rejected) => verdict = Verdict::Bad(rejected),
             }

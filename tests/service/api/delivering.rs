@@ -8,7 +8,7 @@ use hooklane::cli::listen::{Behaviour, Received, Verdict};
 use hooklane::domain::id::EventId;
 use http::{HeaderMap, HeaderValue, StatusCode};
 
-use super::{SECRET, endpoint, event_of, receiver, service, service_with};
+use super::{KEY, SECRET, endpoint, event_of, receiver, service, service_with};
 
 /// Every header of a request but those whose value the receiver's own verdict covers.
 fn headers(received: &Received) -> Vec<(String, String)> {
@@ -49,7 +49,13 @@ async fn an_event_arrives_signed_by_each_scheme_in_each_format() {
     let service = service().await;
     let receiver = receiver(Behaviour::default()).await;
     let payload = "{ \"id\" : 1.0,\n \"name\":\"Zoë \\u00e9\" }";
-    let schemes = [SignatureScheme::Timestamped, SignatureScheme::StandardWebhooks];
+    let schemes = [
+        SignatureScheme::Timestamped,
+        SignatureScheme::StandardWebhooks,
+        SignatureScheme::StandardWebhooksEd25519,
+        SignatureScheme::BodySha256,
+        SignatureScheme::BodyHex,
+    ];
     let formats = [
         PayloadFormat::Envelope,
         PayloadFormat::Raw,
@@ -61,7 +67,8 @@ async fn an_event_arrives_signed_by_each_scheme_in_each_format() {
         let mut wanted = endpoint(&format!("{}/hook?a=1", receiver.url()));
         wanted.set_signature_scheme(scheme);
         wanted.set_payload_format(format);
-        let endpoint = service.register(wanted).await;
+        let is_ed25519 = scheme == SignatureScheme::StandardWebhooksEd25519;
+        let endpoint = service.register_with(wanted, if is_ed25519 { KEY } else { SECRET }).await;
         assert_eq!((endpoint.signature_scheme(), endpoint.payload_format()), (scheme, format));
         let request = PublishRequest {
             idempotency_key: format!("key-{scheme:?}-{format:?}"),
@@ -97,17 +104,20 @@ async fn an_event_arrives_signed_by_each_scheme_in_each_format() {
             expected.extend([("ce-id", published.event_id.as_str()), ("ce-source", "/hooklane/default")]);
             expected.extend([("ce-specversion", "1.0"), ("ce-time", &time), ("ce-type", "order.created")]);
         }
-        match scheme {
-            SignatureScheme::StandardWebhooks => {
-                expected.extend([("webhook-id", published.event_id.as_str()), ("webhook-timestamp", &timestamp)]);
-                assert!(received.headers["webhook-signature"].to_str().expect("text").starts_with("v1,"));
-                assert!(!received.headers.contains_key("x-webhook-signature"));
-            }
-            _ => {
-                let signature = received.headers["x-webhook-signature"].to_str().expect("text");
-                assert!(signature.starts_with(&format!("t={timestamp},v1=")), "{signature}");
-            }
+        let (header, form) = match scheme {
+            SignatureScheme::StandardWebhooks => ("webhook-signature", "v1,".to_owned()),
+            SignatureScheme::StandardWebhooksEd25519 => ("webhook-signature", "v1a,".to_owned()),
+            SignatureScheme::BodySha256 => ("x-webhook-signature", "sha256=".to_owned()),
+            SignatureScheme::BodyHex => ("x-webhook-signature", String::new()),
+            _ => ("x-webhook-signature", format!("t={timestamp},v1=")),
+        };
+        let signature = received.headers[header].to_str().expect("text");
+        assert!(signature.starts_with(&form), "{signature}");
+        if header == "webhook-signature" {
+            expected.extend([("webhook-id", published.event_id.as_str()), ("webhook-timestamp", &timestamp)]);
         }
+        let others = ["webhook-signature", "x-webhook-signature"].into_iter().filter(|other| *other != header);
+        assert!(others.into_iter().all(|other| !received.headers.contains_key(other)));
         expected.sort_unstable();
         let arrived = headers(&received);
         let arrived: Vec<_> = arrived.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();

@@ -133,6 +133,10 @@ async fn secrets_must_fit_the_scheme() {
         ("0123456789abcdef", SignatureScheme::StandardWebhooks, false),
         ("whsec_AAAA", SignatureScheme::StandardWebhooks, false),
         (super::SECRET, SignatureScheme::StandardWebhooks, true),
+        (super::SECRET, SignatureScheme::StandardWebhooksEd25519, false),
+        (super::KEY, SignatureScheme::StandardWebhooksEd25519, true),
+        (super::KEY, SignatureScheme::BodyHex, false),
+        ("0123456789abcdef", SignatureScheme::BodySha256, true),
     ] {
         let mut given = endpoint("http://127.0.0.1:9/");
         given.set_signature_scheme(scheme);
@@ -162,6 +166,10 @@ async fn malformed_ids_are_bad_fields_and_unknown_ones_are_not_found() {
         "DeleteEndpoint" => {
             client().delete_endpoint(DeleteEndpointRequest { endpoint_id: id, etag: String::new() }).await.map(drop)
         }
+        "RotateSecret" => {
+            let request = RotateSecretRequest { endpoint_id: id, ..RotateSecretRequest::default() };
+            client().rotate_secret(request).await.map(drop)
+        }
         "Publish" => client().publish(PublishRequest { endpoint_ids: vec![id], ..event("a") }).await.map(drop),
         "GetEvent" => client().get_event(GetEventRequest { event_id: id }).await.map(drop),
         "GetDelivery" => client().get_delivery(GetDeliveryRequest { delivery_id: id }).await.map(drop),
@@ -172,6 +180,7 @@ async fn malformed_ids_are_bad_fields_and_unknown_ones_are_not_found() {
         ("GetEndpoint", "endpoint_id", "ep", "ENDPOINT_NOT_FOUND"),
         ("UpdateEndpoint", "endpoint.id", "ep", "ENDPOINT_NOT_FOUND"),
         ("DeleteEndpoint", "endpoint_id", "ep", "ENDPOINT_NOT_FOUND"),
+        ("RotateSecret", "endpoint_id", "ep", "ENDPOINT_NOT_FOUND"),
         ("Publish", "endpoint_ids[0]", "ep", "ENDPOINT_NOT_FOUND"),
         ("GetEvent", "event_id", "evt", "EVENT_NOT_FOUND"),
         ("GetDelivery", "delivery_id", "dlv", "DELIVERY_NOT_FOUND"),

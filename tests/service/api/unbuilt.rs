@@ -17,6 +17,7 @@ const BUILT: &[&str] = &[
     "ListEndpoints",
     "UpdateEndpoint",
     "DeleteEndpoint",
+    "RotateSecret",
     "Publish",
     "PublishBatch",
     "GetEvent",
@@ -82,7 +83,6 @@ async fn fields_of_an_endpoint_that_are_not_built_are_named() {
         ca_pem: "x".to_owned(),
         client_certificate_pem: "x".to_owned(),
         client_key_pem: "x".to_owned(),
-        signature_scheme: SignatureScheme::BodyHex.into(),
         retry_policy: Some(RetryPolicy {
             backoff: Some(retry_policy::Backoff::Schedule(BackoffSchedule { delays: vec![seconds(1)] })),
             ..RetryPolicy::default()
@@ -102,7 +102,6 @@ async fn fields_of_an_endpoint_that_are_not_built_are_named() {
         "ordering_on_failure",
         "rate_limit",
         "retry_policy.schedule",
-        "signature_scheme",
     ]
     .map(|field| format!("endpoint.{field}"));
     let request = RegisterEndpointRequest { endpoint: Some(set.clone()), secret: String::new() };
