@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::Problem;
 use super::fields::Tenant;
+use super::headers::OwnHeaders;
 use super::id::EndpointId;
 use super::pattern::EventPattern;
 use super::retry::RetryPolicy;
@@ -24,6 +25,8 @@ pub struct EndpointSpec {
     pub signature_scheme: SignatureScheme,
     /// How bodies look.
     pub payload_format: PayloadFormat,
+    /// What is sent with every request beside our own headers.
+    pub headers: OwnHeaders,
     /// When failures are retried; `None` means the server's default.
     pub retry_policy: Option<RetryPolicy>,
     /// One deadline over DNS, TCP, TLS, headers and body: 1–300 s.

@@ -93,7 +93,7 @@ impl Roster {
 
     fn prepare(&self, endpoint: LaneEndpoint) -> Result<Prepared, crate::domain::Problem> {
         let signer = Signer::of(&endpoint.secrets);
-        let target = Target::new(&endpoint.url, signer, endpoint.timeout)?;
+        let target = Target::new(&endpoint.url, signer, endpoint.timeout)?.with_headers(&endpoint.headers);
         Ok(Prepared {
             version: endpoint.version,
             shown_url: target.shown_url().into(),

@@ -15,6 +15,7 @@ use crate::domain::endpoint::{
     Endpoint, EndpointSpec, EndpointState, Health, PayloadFormat, SecretInfo, SignatureScheme,
 };
 use crate::domain::fields::Tenant;
+use crate::domain::headers::OwnHeaders;
 use crate::domain::id::EndpointId;
 use crate::domain::pattern::{EventPattern, any_matches};
 use crate::domain::retry::RetryPolicy;
@@ -95,6 +96,8 @@ pub struct LaneEndpoint {
     pub version: i64,
     /// Where requests go.
     pub url: EndpointUrl,
+    /// What is sent beside our own headers.
+    pub headers: OwnHeaders,
     /// What signs them, newest first.
     pub secrets: Vec<SigningSecret>,
     /// When failures are retried; `None` means the server's default.
@@ -111,14 +114,14 @@ with moved as (
   insert into tenants as t (tenant, config_version) values ($2, 1)
   on conflict (tenant) do update set config_version = t.config_version + 1
 ), secret as (
-  insert into endpoint_secrets (endpoint_id, version, secret, create_time, public_key) values ($1, 1, $14, now(), $15)
+  insert into endpoint_secrets (endpoint_id, version, secret, create_time, public_key) values ($1, 1, $15, now(), $16)
 ), health as (
   insert into endpoint_health (endpoint_id) values ($1)
 )
 insert into endpoints (id, tenant, url, shown_url, description, event_types, signature_scheme, payload_format,
-                       retry_policy, timeout_ms, max_in_flight, labels, external_id,
+                       retry_policy, timeout_ms, max_in_flight, labels, external_id, headers,
                        state, version, create_time, update_time)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, 1, 1, now(), now())";
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, 1, 1, now(), now())";
 
 /// One endpoint's row with its health and secrets. Reads by `endpoints_pkey`, or `endpoints_tenant` descending.
 macro_rules! select {
@@ -147,7 +150,7 @@ const UPDATE: &str = "
 with changed as (
   update endpoints set url = $3, shown_url = $4, description = $5, event_types = $6, signature_scheme = $7,
          payload_format = $8, retry_policy = $9, timeout_ms = $10, max_in_flight = $11, labels = $12,
-         external_id = $13, version = version + 1, update_time = now()
+         external_id = $13, headers = $14, version = version + 1, update_time = now()
   where id = $1 and version = $2 and delete_time is null
   returning tenant
 )
@@ -162,7 +165,8 @@ with gone as (
 update tenants t set config_version = config_version + 1 from gone where t.tenant = gone.tenant";
 
 const LANE_ENDPOINTS: &str = "
-select e.id, e.version, e.url, e.retry_policy, e.timeout_ms, e.max_in_flight, s.secrets, s.schemes, s.expire_times
+select e.id, e.version, e.url, e.headers, e.retry_policy, e.timeout_ms, e.max_in_flight,
+       s.secrets, s.schemes, s.expire_times
 from endpoints e
 cross join lateral (
   select array_agg(secret order by version desc) as secrets,
@@ -281,6 +285,7 @@ fn bind_spec<'q>(
         .bind(spec.max_in_flight.cast_signed())
         .bind(Json(spec.labels.clone()))
         .bind(spec.external_id.clone())
+        .bind(Json(spec.headers.entries().clone()))
 }
 
 fn is_external_id_taken(error: &Error) -> bool {
@@ -335,6 +340,7 @@ fn read_spec(row: &PgRow) -> Result<EndpointSpec> {
         max_in_flight: count(row.try_get("max_in_flight")?),
         labels: row.try_get::<Json<BTreeMap<String, String>>, _>("labels")?.0,
         external_id: row.try_get("external_id")?,
+        headers: read_headers(row)?,
     })
 }
 
@@ -343,11 +349,16 @@ fn read_lane_endpoint(row: &PgRow) -> Result<LaneEndpoint> {
         id: EndpointId::from_uuid(row.try_get("id")?),
         version: row.try_get("version")?,
         url: read_url(row)?,
+        headers: read_headers(row)?,
         secrets: super::secrets::read(row)?,
         retry_policy: row.try_get::<Option<Json<RetryPolicy>>, _>("retry_policy")?.map(|policy| policy.0),
         timeout: Duration::from_millis(u64::from(count(row.try_get("timeout_ms")?))),
         max_in_flight: count(row.try_get("max_in_flight")?),
     })
+}
+
+fn read_headers(row: &PgRow) -> Result<OwnHeaders> {
+    Ok(OwnHeaders::from_stored(row.try_get::<Json<_>, _>("headers")?.0))
 }
 
 fn read_url(row: &PgRow) -> Result<EndpointUrl> {

@@ -22,6 +22,7 @@ pub(crate) fn spec(event_types: &[&str]) -> EndpointSpec {
         event_types: event_types.iter().map(|text| EventPattern::parse(text).expect("a pattern")).collect(),
         signature_scheme: SignatureScheme::Timestamped,
         payload_format: PayloadFormat::Envelope,
+        headers: Default::default(),
         retry_policy: None,
         timeout: Duration::from_secs(1),
         max_in_flight: 64,

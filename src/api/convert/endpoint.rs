@@ -14,6 +14,7 @@ use crate::domain::endpoint::{
     TIMEOUT_DEFAULT, parse_max_in_flight, parse_timeout,
 };
 use crate::domain::fields::{parse_key, parse_map, parse_text};
+use crate::domain::headers::OwnHeaders;
 use crate::domain::pattern::EventPattern;
 use crate::domain::retry::RetryPolicy;
 use crate::domain::url::EndpointUrl;
@@ -26,6 +27,7 @@ pub(in crate::api) struct Patch {
     event_types: Option<Vec<EventPattern>>,
     signature_scheme: Option<SignatureScheme>,
     payload_format: Option<PayloadFormat>,
+    headers: Option<OwnHeaders>,
     retry_policy: Option<Option<RetryPolicy>>,
     /// Parts of the policy to change, and the policy they are taken from.
     retry_parts: Option<(Vec<&'static str>, proto::RetryPolicy)>,
@@ -56,6 +58,7 @@ impl Patch {
             }),
             signature_scheme: masked(mask, "signature_scheme", || signature_scheme(given.signature_scheme, v)),
             payload_format: masked(mask, "payload_format", || payload_format(given.payload_format, v)),
+            headers: masked(mask, "headers", || v.take("endpoint.headers", OwnHeaders::parse(given.headers.clone()))),
             retry_policy: masked(mask, "retry_policy", || match &given.retry_policy {
                 None => Some(None),
                 Some(policy) => retry::from_proto(policy, v).map(Some),
@@ -86,6 +89,7 @@ impl Patch {
             event_types: self.event_types?,
             signature_scheme: self.signature_scheme?,
             payload_format: self.payload_format?,
+            headers: self.headers?,
             retry_policy: self.retry_policy?,
             timeout: self.timeout?,
             max_in_flight: self.max_in_flight?,
@@ -102,6 +106,7 @@ impl Patch {
         replace(&mut spec.event_types, &self.event_types);
         replace(&mut spec.signature_scheme, &self.signature_scheme);
         replace(&mut spec.payload_format, &self.payload_format);
+        replace(&mut spec.headers, &self.headers);
         replace(&mut spec.retry_policy, &self.retry_policy);
         replace(&mut spec.timeout, &self.timeout);
         replace(&mut spec.max_in_flight, &self.max_in_flight);
@@ -130,7 +135,6 @@ fn refuse_unbuilt(given: &proto::Endpoint, mask: &Mask, violations: &mut Violati
         violations.unbuilt_if(is_set && mask.has(field), path);
     };
     unbuilt("filter", "endpoint.filter", !given.filter.is_empty());
-    unbuilt("headers", "endpoint.headers", !given.headers.is_empty());
     unbuilt("event_retry_policies", "endpoint.event_retry_policies", !given.event_retry_policies.is_empty());
     unbuilt("rate_limit", "endpoint.rate_limit", given.rate_limit.is_some());
     unbuilt("circuit_breaker", "endpoint.circuit_breaker", given.circuit_breaker.is_some());
@@ -224,6 +228,7 @@ pub(in crate::api) fn to_proto(endpoint: Endpoint) -> proto::Endpoint {
         event_types: spec.event_types.iter().map(EventPattern::to_string).collect(),
         signature_scheme: i32::from(spec.signature_scheme.number()),
         payload_format: i32::from(spec.payload_format.number()),
+        headers: spec.headers.entries().clone().into_iter().collect(),
         retry_policy: spec.retry_policy.as_ref().map(retry::to_proto),
         timeout: Some(to_duration(spec.timeout)),
         max_in_flight: spec.max_in_flight,
@@ -311,9 +316,8 @@ mod tests {
     #[test]
     fn what_is_not_built_is_refused_by_name() {
         type Set = fn(&mut proto::Endpoint);
-        let cases: [(&str, Set); 12] = [
+        let cases: [(&str, Set); 11] = [
             ("filter", |e| e.filter = "true".to_owned()),
-            ("headers", |e| e.headers = [("a".to_owned(), "b".to_owned())].into()),
             ("event_retry_policies", |e| e.event_retry_policies.push(proto::EventRetryPolicy::default())),
             ("rate_limit", |e| e.rate_limit = Some(proto::RateLimit::default())),
             ("ordering", |e| e.ordering = 2),

@@ -7,6 +7,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::receiver::{Received, Receiver, read_request};
 use super::*;
+use crate::domain::headers::OwnHeaders;
 use crate::domain::verification::{Verifier, verify};
 
 /// A receiver that passes on what it received and answers 204.
@@ -116,6 +117,26 @@ async fn user_information_becomes_basic_authorization_and_is_shown_nowhere() {
     assert_eq!(request.header("authorization"), Some("Basic dXNlcjpwQHNzOg=="));
     assert_eq!(request.header("host"), Some(receiver.address.to_string().as_str()));
     assert_eq!(request.line, "POST /hooks?token=t HTTP/1.1");
+}
+
+#[tokio::test]
+async fn headers_of_the_endpoints_own_are_sent_beside_ours() {
+    let (receiver, mut received) = recorder().await;
+    let parse = |entries: &[(&str, &str)]| {
+        let entries = entries.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        OwnHeaders::parse(entries).unwrap()
+    };
+    let target = target(&format!("http://user:pass@{}/", receiver.address), PATIENT);
+    let target = target.with_headers(&parse(&[("X-Api-Key", "k, \"1\""), ("Authorization", "Bearer t")]));
+    check(&egress().send(outgoing(&target, &event("{}"))).await, AttemptOutcome::Succeeded, 204, "");
+    let request = received.recv().await.unwrap();
+    let values = |wanted: &str| {
+        let named = request.headers.iter().filter(|(name, _)| name == wanted);
+        named.map(|(_, value)| value.as_str()).collect::<Vec<_>>()
+    };
+    assert_eq!(values("x-api-key"), ["k, \"1\""]);
+    assert_eq!(values("authorization"), ["Bearer t"], "the endpoint's own goes before its address's");
+    assert_eq!(values("content-type"), ["application/json"]);
 }
 
 #[tokio::test]

@@ -80,6 +80,34 @@ async fn an_update_changes_what_its_mask_names_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn headers_of_ones_own_are_sent_from_the_next_attempt_on() {
+    let service = service().await;
+    let receiver = receiver(Behaviour::default()).await;
+    let with = |value: &str| [("X-Api-Key".to_owned(), value.to_owned())].into();
+    let original = service.register(Endpoint { headers: with("first"), ..endpoint(&receiver.url()) }).await;
+    assert_eq!(original.headers, with("first"));
+    service.publish(event("a")).await;
+    assert_eq!(receiver.next().await.expect("a request").headers["x-api-key"], "first");
+
+    receiver.set_behaviour(Behaviour { fail_first: 3, ..Behaviour::default() });
+    service.publish(event("a")).await;
+    assert_eq!(receiver.next().await.expect("a request").headers["x-api-key"], "first");
+    let patch = Endpoint { id: original.id.clone(), headers: with("second"), ..Endpoint::default() };
+    assert_eq!(update(&service, patch, &[]).await.expect("updated").headers, with("second"));
+    loop {
+        let received = receiver.next().await.expect("a request");
+        let is_second = received.headers["x-api-key"] == "second";
+        // One may have been under way already.
+        assert!(is_second || received.attempt <= Some(3), "{received:?}");
+        if is_second {
+            break;
+        }
+    }
+    let cleared = update(&service, Endpoint { id: original.id, ..Endpoint::default() }, &["headers"]).await;
+    assert!(cleared.expect("updated").headers.is_empty());
+}
+
+#[tokio::test]
 async fn bad_updates_are_refused_whole_with_every_bad_field() {
     let service = service().await;
     let original = service.register(endpoint("http://127.0.0.1:9/")).await;

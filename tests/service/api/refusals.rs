@@ -124,6 +124,30 @@ async fn addresses_that_may_not_be_dialled_are_refused_at_once() {
 }
 
 #[tokio::test]
+async fn headers_that_are_not_the_owners_to_set_are_refused() {
+    let service = service().await;
+    for (name, value) in [
+        ("Host", "example.com"),
+        ("Content-Length", "1"),
+        ("Transfer-Encoding", "chunked"),
+        ("X-Webhook-Signature", "t=1,v1=00"),
+        ("webhook-id", "x"),
+        ("User-Agent", "x"),
+        ("X-Good", "key\r\nX-Bad: y"),
+    ] {
+        let headers = [(name.to_owned(), value.to_owned())].into();
+        let given = Endpoint { headers, ..endpoint("http://127.0.0.1:9/") };
+        let request = RegisterEndpointRequest { endpoint: Some(given), secret: String::new() };
+        let refusal = service.client.clone().register_endpoint(request).await.expect_err(name);
+        assert_eq!(
+            (reason(&refusal), fields(&refusal)),
+            (told(Code::InvalidArgument, "INVALID_FIELD"), vec!["endpoint.headers".to_owned()])
+        );
+        assert!(refusal.message().contains(name) && !refusal.message().contains(value), "{}", refusal.message());
+    }
+}
+
+#[tokio::test]
 async fn secrets_must_fit_the_scheme() {
     let service = service().await;
     let mut client = service.client.clone();

@@ -73,7 +73,6 @@ async fn fields_of_an_endpoint_that_are_not_built_are_named() {
     let mut client = service.client.clone();
     let set = Endpoint {
         filter: "true".to_owned(),
-        headers: [("x-a".to_owned(), "b".to_owned())].into(),
         event_retry_policies: vec![EventRetryPolicy::default()],
         rate_limit: Some(RateLimit { per_second: 1.0, burst: 1 }),
         ordering: Ordering::Fifo.into(),
@@ -97,7 +96,6 @@ async fn fields_of_an_endpoint_that_are_not_built_are_named() {
         "disable_policy",
         "event_retry_policies",
         "filter",
-        "headers",
         "ordering",
         "ordering_on_failure",
         "rate_limit",
