@@ -2,6 +2,7 @@
 //!
 //! Every problem is reported, not the first alone, and nothing is bound or opened before all are solved.
 
+mod retry;
 mod source;
 
 use std::collections::BTreeMap;
@@ -14,6 +15,7 @@ pub use self::source::{Flags, SettingProblems};
 use self::source::{Reader, Source};
 use crate::domain::address::EgressRules;
 use crate::domain::cloudevents::SourceTemplate;
+use crate::domain::retry::RetryDefaults;
 use crate::{api, egress, engine, ops, store, telemetry};
 
 /// Which defaults hold.
@@ -76,6 +78,8 @@ pub(crate) const SETTINGS: &[Setting] = &[
     Setting::new("retention.dead_letters", "how long dead letters are kept", Built::No),
     Setting::new("retention.failed", "how long failed deliveries are kept", Built::No),
     Setting::new("retention.succeeded", "how long succeeded deliveries are kept", Built::No),
+    Setting::new("retry.event_policies", "retries by event type, such as order.*: 1m 5m 30m 2h 24h", Built::Yes),
+    Setting::new("retry.policy", "retries of endpoints that do not say: exponential, long, or delays", Built::Yes),
     Setting::new("roles", "what this replica does: api, worker or both, comma-separated", Built::Yes),
     Setting::new("shutdown.grace", "how long requests under way may go on after SIGTERM", Built::Yes),
 ];
@@ -155,6 +159,8 @@ impl Config {
         });
         let connections_max = reader.get("database.connections", "10", |text| parse_within(text, 5, 1_000));
         let in_flight_max = reader.get("engine.in_flight_max", "16000", |text| parse_within(text, 1, 1_000_000));
+        let retry_policy = reader.get("retry.policy", "exponential", retry::parse_policy);
+        let event_policies = reader.get("retry.event_policies", "", retry::parse_event_policies);
         let grace = reader.get("shutdown.grace", "30s", parse_span);
         let filter = reader.get("log", telemetry::DEFAULT_FILTER, telemetry::parse_filter);
         let format = reader.get("log.format", "text", telemetry::parse_format);
@@ -183,7 +189,7 @@ impl Config {
             engine: engine::Config {
                 in_flight_max: usize::try_from(in_flight_max?).ok()?,
                 grace: grace?,
-                ..engine::Config::default()
+                retries: RetryDefaults { by_event: event_policies?, policy: retry_policy? },
             },
             telemetry: telemetry::Config { filter: filter?, format: format? },
         })
@@ -306,6 +312,8 @@ mod tests {
                 ("HOOKLANE_SHUTDOWN_GRACE", "soon"),
                 ("HOOKLANE_CLOUDEVENTS_SOURCE", "/hook lane"),
                 ("HOOKLANE_LOG_FORMAT", "xml"),
+                ("HOOKLANE_RETRY_POLICY", "shorter"),
+                ("HOOKLANE_RETRY_EVENT_POLICIES", "order.*: long, user*: long"),
                 ("HOOKLANE_RETENTION_FAILED", "30d"),
                 ("HOOKLANE_GRCP_ADDR", "127.0.0.1:1"),
             ],
@@ -322,6 +330,8 @@ mod tests {
             "soon",
             "/hook lane",
             "xml",
+            "shorter",
+            "user*",
             "HOOKLANE_RETENTION_FAILED",
             "not built yet",
             "HOOKLANE_GRCP_ADDR",
@@ -329,6 +339,18 @@ mod tests {
         ] {
             assert!(problems.contains(part), "{part} in:\n{problems}");
         }
+    }
+
+    #[test]
+    fn retries_are_read_from_the_file() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let text =
+            "[retry]\npolicy = \"long\"\nevent_policies = [\"order.*: 1m 5m retries=7\", \"user.*: exponential\"]\n";
+        std::fs::write(file.path(), text).expect("written");
+        let flags = Flags { config: Some(file.path().to_owned()), ..Flags::default() };
+        let retries = Config::load(Profile::Dev, &flags, BTreeMap::new()).expect("settings").engine.retries;
+        assert_eq!(retries.policy, crate::domain::retry::RetryPolicy::long());
+        assert_eq!(retries.by_event.iter().map(|one| one.policy.max_retries).collect::<Vec<_>>(), [7, 5]);
     }
 
     #[test]

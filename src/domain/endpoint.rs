@@ -8,7 +8,7 @@ use super::fields::Tenant;
 use super::headers::OwnHeaders;
 use super::id::EndpointId;
 use super::pattern::EventPattern;
-use super::retry::RetryPolicy;
+use super::retry::{EventRetryPolicy, RetryPolicy};
 use super::time::Timestamp;
 use super::url::EndpointUrl;
 
@@ -29,6 +29,8 @@ pub struct EndpointSpec {
     pub headers: OwnHeaders,
     /// When failures are retried; `None` means the server's default.
     pub retry_policy: Option<RetryPolicy>,
+    /// The same for certain event types, which goes before it.
+    pub event_retry_policies: Vec<EventRetryPolicy>,
     /// One deadline over DNS, TCP, TLS, headers and body: 1–300 s.
     pub timeout: Duration,
     /// How many requests may be under way at once: 1–1,024.

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use super::Problem;
 use super::fields::is_name_byte;
 
@@ -42,7 +44,8 @@ impl fmt::Display for EventType {
 }
 
 /// An exact event type, `*` (all but operational ones), or a prefix such as `order.*` (anything below `order.`).
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub enum EventPattern {
     /// Every event that is not operational.
     All,
@@ -87,6 +90,20 @@ impl fmt::Display for EventPattern {
             Self::Below(prefix) => write!(f, "{prefix}*"),
             Self::Exactly(event_type) => f.write_str(event_type),
         }
+    }
+}
+
+impl From<EventPattern> for String {
+    fn from(pattern: EventPattern) -> Self {
+        pattern.to_string()
+    }
+}
+
+impl TryFrom<String> for EventPattern {
+    type Error = Problem;
+
+    fn try_from(text: String) -> Result<Self, Problem> {
+        Self::parse(&text)
     }
 }
 

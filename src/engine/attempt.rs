@@ -45,7 +45,8 @@ pub(super) async fn run(shared: Arc<Shared>, ready: Ready, ended: mpsc::Unbounde
     // The scheduler may have ended already; then nobody needs the room.
     let is_answered = result.status != 0;
     let _ = ended.send(Ended { endpoint: claimed.endpoint, is_answered, hold: lane_hold(&result) });
-    let settlement = match settle(claimed.retries_spent, &result, &endpoint.retry_policy, rand::random()) {
+    let policy = endpoint.retry_policy(event.event_type.as_str());
+    let settlement = match settle(claimed.retries_spent, &result, policy, rand::random()) {
         Decision::Succeed => Settlement::Succeeded,
         Decision::Retry { delay } => Settlement::Retry { delay },
         Decision::Fail => Settlement::Failed(result.error.clone()),

@@ -24,7 +24,7 @@ use tokio_util::task::TaskTracker;
 
 use self::leases::Leases;
 use self::roster::Roster;
-use crate::domain::retry::RetryPolicy;
+use crate::domain::retry::RetryDefaults;
 use crate::egress::Egress;
 use crate::store::{Completion, Store};
 
@@ -32,7 +32,7 @@ use crate::store::{Completion, Store};
 #[derive(Debug, Clone)]
 pub struct Config {
     /// When failures are retried at endpoints that do not say.
-    pub retry_policy: RetryPolicy,
+    pub retries: RetryDefaults,
     /// Requests under way at once in this process, about: beyond it a lane gets one at a time. Bounds memory and
     /// sockets.
     pub in_flight_max: usize,
@@ -42,7 +42,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { retry_policy: RetryPolicy::default(), in_flight_max: 16_000, grace: Duration::from_secs(30) }
+        Self { retries: RetryDefaults::default(), in_flight_max: 16_000, grace: Duration::from_secs(30) }
     }
 }
 
@@ -84,7 +84,7 @@ impl Engine {
         let (completions, results) =
             (0..completer::COMPLETERS).map(|_| mpsc::channel(COMPLETIONS_MAX / completer::COMPLETERS)).unzip();
         let shared = Arc::new(Shared {
-            roster: Roster::new(config.retry_policy.clone()),
+            roster: Roster::new(config.retries.clone()),
             store,
             egress,
             leases: Leases::default(),

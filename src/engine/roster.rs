@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::domain::id::EndpointId;
-use crate::domain::retry::RetryPolicy;
+use crate::domain::retry::{EventRetryPolicy, RetryDefaults, RetryPolicy};
 use crate::domain::signature::Signer;
 use crate::egress::Target;
 use crate::store::{self, LaneEndpoint, Store};
@@ -17,13 +17,22 @@ pub(super) struct Prepared {
     version: i64,
     pub(super) target: Target,
     pub(super) shown_url: Arc<str>,
-    pub(super) retry_policy: RetryPolicy,
+    retry_policy: Option<RetryPolicy>,
+    event_retry_policies: Vec<EventRetryPolicy>,
+    retry_defaults: Arc<RetryDefaults>,
     pub(super) max_in_flight: u32,
+}
+
+impl Prepared {
+    /// When failures of such events are retried.
+    pub(super) fn retry_policy(&self, event_type: &str) -> &RetryPolicy {
+        self.retry_defaults.choose(&self.event_retry_policies, self.retry_policy.as_ref(), event_type)
+    }
 }
 
 /// The endpoints delivered to lately.
 pub(super) struct Roster {
-    default_policy: RetryPolicy,
+    retry_defaults: Arc<RetryDefaults>,
     known: Mutex<HashMap<EndpointId, Arc<Prepared>>>,
 }
 
@@ -31,8 +40,8 @@ pub(super) struct Roster {
 const KNOWN_MAX: usize = 50_000;
 
 impl Roster {
-    pub(super) fn new(default_policy: RetryPolicy) -> Self {
-        Self { default_policy, known: Mutex::default() }
+    pub(super) fn new(retry_defaults: RetryDefaults) -> Self {
+        Self { retry_defaults: Arc::new(retry_defaults), known: Mutex::default() }
     }
 
     /// What is remembered of an endpoint.
@@ -98,7 +107,9 @@ impl Roster {
             version: endpoint.version,
             shown_url: target.shown_url().into(),
             target,
-            retry_policy: endpoint.retry_policy.unwrap_or_else(|| self.default_policy.clone()),
+            retry_policy: endpoint.retry_policy,
+            event_retry_policies: endpoint.event_retry_policies,
+            retry_defaults: Arc::clone(&self.retry_defaults),
             max_in_flight: endpoint.max_in_flight,
         })
     }

@@ -18,7 +18,7 @@ use crate::domain::fields::Tenant;
 use crate::domain::headers::OwnHeaders;
 use crate::domain::id::EndpointId;
 use crate::domain::pattern::{EventPattern, any_matches};
-use crate::domain::retry::RetryPolicy;
+use crate::domain::retry::{EventRetryPolicy, RetryPolicy};
 use crate::domain::secret::{Secret, SigningSecret};
 use crate::domain::url::EndpointUrl;
 
@@ -102,6 +102,8 @@ pub struct LaneEndpoint {
     pub secrets: Vec<SigningSecret>,
     /// When failures are retried; `None` means the server's default.
     pub retry_policy: Option<RetryPolicy>,
+    /// The same for certain event types, which goes before it.
+    pub event_retry_policies: Vec<EventRetryPolicy>,
     /// One deadline over a request.
     pub timeout: Duration,
     /// How many requests at once.
@@ -114,14 +116,14 @@ with moved as (
   insert into tenants as t (tenant, config_version) values ($2, 1)
   on conflict (tenant) do update set config_version = t.config_version + 1
 ), secret as (
-  insert into endpoint_secrets (endpoint_id, version, secret, create_time, public_key) values ($1, 1, $15, now(), $16)
+  insert into endpoint_secrets (endpoint_id, version, secret, create_time, public_key) values ($1, 1, $16, now(), $17)
 ), health as (
   insert into endpoint_health (endpoint_id) values ($1)
 )
 insert into endpoints (id, tenant, url, shown_url, description, event_types, signature_scheme, payload_format,
                        retry_policy, timeout_ms, max_in_flight, labels, external_id, headers,
-                       state, version, create_time, update_time)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, 1, 1, now(), now())";
+                       event_retry_policies, state, version, create_time, update_time)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, 1, 1, now(), now())";
 
 /// One endpoint's row with its health and secrets. Reads by `endpoints_pkey`, or `endpoints_tenant` descending.
 macro_rules! select {
@@ -150,7 +152,7 @@ const UPDATE: &str = "
 with changed as (
   update endpoints set url = $3, shown_url = $4, description = $5, event_types = $6, signature_scheme = $7,
          payload_format = $8, retry_policy = $9, timeout_ms = $10, max_in_flight = $11, labels = $12,
-         external_id = $13, headers = $14, version = version + 1, update_time = now()
+         external_id = $13, headers = $14, event_retry_policies = $15, version = version + 1, update_time = now()
   where id = $1 and version = $2 and delete_time is null
   returning tenant
 )
@@ -165,7 +167,7 @@ with gone as (
 update tenants t set config_version = config_version + 1 from gone where t.tenant = gone.tenant";
 
 const LANE_ENDPOINTS: &str = "
-select e.id, e.version, e.url, e.headers, e.retry_policy, e.timeout_ms, e.max_in_flight,
+select e.id, e.version, e.url, e.headers, e.retry_policy, e.event_retry_policies, e.timeout_ms, e.max_in_flight,
        s.secrets, s.schemes, s.expire_times
 from endpoints e
 cross join lateral (
@@ -286,6 +288,7 @@ fn bind_spec<'q>(
         .bind(Json(spec.labels.clone()))
         .bind(spec.external_id.clone())
         .bind(Json(spec.headers.entries().clone()))
+        .bind(Json(spec.event_retry_policies.clone()))
 }
 
 fn is_external_id_taken(error: &Error) -> bool {
@@ -336,6 +339,7 @@ fn read_spec(row: &PgRow) -> Result<EndpointSpec> {
         signature_scheme: stored("signature scheme", row.try_get("signature_scheme")?, SignatureScheme::from_number)?,
         payload_format: stored("payload format", row.try_get("payload_format")?, PayloadFormat::from_number)?,
         retry_policy: row.try_get::<Option<Json<RetryPolicy>>, _>("retry_policy")?.map(|policy| policy.0),
+        event_retry_policies: row.try_get::<Json<_>, _>("event_retry_policies")?.0,
         timeout: Duration::from_millis(u64::from(count(row.try_get("timeout_ms")?))),
         max_in_flight: count(row.try_get("max_in_flight")?),
         labels: row.try_get::<Json<BTreeMap<String, String>>, _>("labels")?.0,
@@ -352,6 +356,7 @@ fn read_lane_endpoint(row: &PgRow) -> Result<LaneEndpoint> {
         headers: read_headers(row)?,
         secrets: super::secrets::read(row)?,
         retry_policy: row.try_get::<Option<Json<RetryPolicy>>, _>("retry_policy")?.map(|policy| policy.0),
+        event_retry_policies: row.try_get::<Json<_>, _>("event_retry_policies")?.0,
         timeout: Duration::from_millis(u64::from(count(row.try_get("timeout_ms")?))),
         max_in_flight: count(row.try_get("max_in_flight")?),
     })

@@ -10,6 +10,7 @@ mod limits;
 mod publishing;
 mod receivers;
 mod refusals;
+mod retrying;
 mod secrets;
 mod streaming;
 mod unbuilt;

@@ -9,7 +9,7 @@ use hooklane::domain::delivery::DeliveryState;
 use hooklane::domain::endpoint::EndpointSpec;
 use hooklane::domain::fields::Tenant;
 use hooklane::domain::id::{DeliveryId, EndpointId};
-use hooklane::domain::retry::{Backoff, RetryPolicy};
+use hooklane::domain::retry::{Backoff, RetryDefaults, RetryPolicy};
 use hooklane::domain::secret::Secret;
 use hooklane::domain::url::EndpointUrl;
 use hooklane::egress::{self, Egress};
@@ -37,7 +37,8 @@ fn quick(max_retries: u32) -> RetryPolicy {
 fn start_engine(store: &Arc<Store>, grace: Duration, shutdown: &CancellationToken) -> Engine {
     let rules = support::loopback_rules();
     let egress = Egress::new(egress::Config { rules, user_agent: "hooklane/test".to_owned() }).expect("an egress");
-    let config = engine::Config { retry_policy: quick(5), grace, ..engine::Config::default() };
+    let retries = RetryDefaults { policy: quick(5), ..RetryDefaults::default() };
+    let config = engine::Config { retries, grace, ..engine::Config::default() };
     Engine::start(Arc::clone(store), egress, config, shutdown.clone())
 }
 

@@ -24,6 +24,7 @@ pub(crate) fn spec(event_types: &[&str]) -> EndpointSpec {
         payload_format: PayloadFormat::Envelope,
         headers: Default::default(),
         retry_policy: None,
+        event_retry_policies: Vec::new(),
         timeout: Duration::from_secs(1),
         max_in_flight: 64,
         labels: Default::default(),

@@ -16,8 +16,10 @@ use crate::domain::endpoint::{
 use crate::domain::fields::{parse_key, parse_map, parse_text};
 use crate::domain::headers::OwnHeaders;
 use crate::domain::pattern::EventPattern;
-use crate::domain::retry::RetryPolicy;
+use crate::domain::retry::{EventRetryPolicy, RetryPolicy};
 use crate::domain::url::EndpointUrl;
+
+const RETRY_POLICY: &str = "endpoint.retry_policy";
 
 /// The checked new values of an endpoint; `None` where a field is not to be changed, or is bad.
 #[derive(Debug)]
@@ -29,6 +31,7 @@ pub(in crate::api) struct Patch {
     payload_format: Option<PayloadFormat>,
     headers: Option<OwnHeaders>,
     retry_policy: Option<Option<RetryPolicy>>,
+    event_retry_policies: Option<Vec<EventRetryPolicy>>,
     /// Parts of the policy to change, and the policy they are taken from.
     retry_parts: Option<(Vec<&'static str>, proto::RetryPolicy)>,
     timeout: Option<Duration>,
@@ -61,7 +64,10 @@ impl Patch {
             headers: masked(mask, "headers", || v.take("endpoint.headers", OwnHeaders::parse(given.headers.clone()))),
             retry_policy: masked(mask, "retry_policy", || match &given.retry_policy {
                 None => Some(None),
-                Some(policy) => retry::from_proto(policy, v).map(Some),
+                Some(policy) => retry::from_proto(policy, RETRY_POLICY, v).map(Some),
+            }),
+            event_retry_policies: masked(mask, "event_retry_policies", || {
+                retry::events_from_proto(&given.event_retry_policies, "endpoint.event_retry_policies", v)
             }),
             retry_parts: (!parts.is_empty()).then(|| (parts.to_vec(), given.retry_policy.clone().unwrap_or_default())),
             timeout: masked(mask, "timeout", || {
@@ -91,6 +97,7 @@ impl Patch {
             payload_format: self.payload_format?,
             headers: self.headers?,
             retry_policy: self.retry_policy?,
+            event_retry_policies: self.event_retry_policies?,
             timeout: self.timeout?,
             max_in_flight: self.max_in_flight?,
             labels: self.labels?,
@@ -108,13 +115,14 @@ impl Patch {
         replace(&mut spec.payload_format, &self.payload_format);
         replace(&mut spec.headers, &self.headers);
         replace(&mut spec.retry_policy, &self.retry_policy);
+        replace(&mut spec.event_retry_policies, &self.event_retry_policies);
         replace(&mut spec.timeout, &self.timeout);
         replace(&mut spec.max_in_flight, &self.max_in_flight);
         replace(&mut spec.labels, &self.labels);
         replace(&mut spec.external_id, &self.external_id);
         if let Some((parts, given)) = &self.retry_parts {
             let merged = retry::merge(base.retry_policy.as_ref(), given, parts);
-            spec.retry_policy = retry::from_proto(&merged, violations);
+            spec.retry_policy = retry::from_proto(&merged, RETRY_POLICY, violations);
         }
         spec
     }
@@ -135,7 +143,6 @@ fn refuse_unbuilt(given: &proto::Endpoint, mask: &Mask, violations: &mut Violati
         violations.unbuilt_if(is_set && mask.has(field), path);
     };
     unbuilt("filter", "endpoint.filter", !given.filter.is_empty());
-    unbuilt("event_retry_policies", "endpoint.event_retry_policies", !given.event_retry_policies.is_empty());
     unbuilt("rate_limit", "endpoint.rate_limit", given.rate_limit.is_some());
     unbuilt("circuit_breaker", "endpoint.circuit_breaker", given.circuit_breaker.is_some());
     unbuilt("disable_policy", "endpoint.disable_policy", given.disable_policy.is_some());
@@ -230,6 +237,7 @@ pub(in crate::api) fn to_proto(endpoint: Endpoint) -> proto::Endpoint {
         payload_format: i32::from(spec.payload_format.number()),
         headers: spec.headers.entries().clone().into_iter().collect(),
         retry_policy: spec.retry_policy.as_ref().map(retry::to_proto),
+        event_retry_policies: spec.event_retry_policies.iter().map(retry::event_to_proto).collect(),
         timeout: Some(to_duration(spec.timeout)),
         max_in_flight: spec.max_in_flight,
         ordering: proto::Ordering::Unordered.into(),
@@ -316,9 +324,8 @@ mod tests {
     #[test]
     fn what_is_not_built_is_refused_by_name() {
         type Set = fn(&mut proto::Endpoint);
-        let cases: [(&str, Set); 11] = [
+        let cases: [(&str, Set); 9] = [
             ("filter", |e| e.filter = "true".to_owned()),
-            ("event_retry_policies", |e| e.event_retry_policies.push(proto::EventRetryPolicy::default())),
             ("rate_limit", |e| e.rate_limit = Some(proto::RateLimit::default())),
             ("ordering", |e| e.ordering = 2),
             ("ordering_on_failure", |e| e.ordering_on_failure = 1),
@@ -327,10 +334,6 @@ mod tests {
             ("ca_pem", |e| e.ca_pem = "x".to_owned()),
             ("client_certificate_pem", |e| e.client_certificate_pem = "x".to_owned()),
             ("client_key_pem", |e| e.client_key_pem = "x".to_owned()),
-            ("retry_policy.schedule", |e| {
-                let schedule = proto::retry_policy::Backoff::Schedule(proto::BackoffSchedule::default());
-                e.retry_policy = Some(proto::RetryPolicy { backoff: Some(schedule), ..proto::RetryPolicy::default() });
-            }),
         ];
         for (field, set) in cases {
             let mut endpoint = given();

@@ -58,18 +58,19 @@ impl Violations {
     }
 
     /// The value of a field, or `None` with its problem noted.
-    pub(super) fn take<T>(&mut self, path: &'static str, parsed: Result<T, Problem>) -> Option<T> {
+    pub(super) fn take<T>(&mut self, path: impl Into<Cow<'static, str>>, parsed: Result<T, Problem>) -> Option<T> {
         parsed.map_err(|problem| self.invalid(path, problem)).ok()
     }
 
     /// The values of a repeated field, at most `max`; `None` where one of them is bad.
     pub(super) fn take_all<S: AsRef<str>, T>(
         &mut self,
-        path: &'static str,
+        path: impl Into<Cow<'static, str>>,
         texts: &[S],
         max: usize,
         parse: impl Fn(&str) -> Result<T, Problem>,
     ) -> Option<Vec<T>> {
+        let path = path.into();
         if texts.len() > max {
             self.invalid(path, Problem::new(format!("has {} entries; allowed are {max}", texts.len())));
             return None;

@@ -8,7 +8,7 @@ use tonic::codegen::http::uri::PathAndQuery;
 use tonic::{Code, Request, Status};
 use tonic_prost::ProstCodec;
 
-use super::{Service, endpoint, event, fields, reason, seconds, service, told};
+use super::{Service, endpoint, event, fields, reason, service, told};
 
 /// The calls that work.
 const BUILT: &[&str] = &[
@@ -73,7 +73,6 @@ async fn fields_of_an_endpoint_that_are_not_built_are_named() {
     let mut client = service.client.clone();
     let set = Endpoint {
         filter: "true".to_owned(),
-        event_retry_policies: vec![EventRetryPolicy::default()],
         rate_limit: Some(RateLimit { per_second: 1.0, burst: 1 }),
         ordering: Ordering::Fifo.into(),
         ordering_on_failure: OrderingOnFailure::Skip.into(),
@@ -82,10 +81,6 @@ async fn fields_of_an_endpoint_that_are_not_built_are_named() {
         ca_pem: "x".to_owned(),
         client_certificate_pem: "x".to_owned(),
         client_key_pem: "x".to_owned(),
-        retry_policy: Some(RetryPolicy {
-            backoff: Some(retry_policy::Backoff::Schedule(BackoffSchedule { delays: vec![seconds(1)] })),
-            ..RetryPolicy::default()
-        }),
         ..endpoint("http://127.0.0.1:9/")
     };
     let expected = [
@@ -94,12 +89,10 @@ async fn fields_of_an_endpoint_that_are_not_built_are_named() {
         "client_certificate_pem",
         "client_key_pem",
         "disable_policy",
-        "event_retry_policies",
         "filter",
         "ordering",
         "ordering_on_failure",
         "rate_limit",
-        "retry_policy.schedule",
     ]
     .map(|field| format!("endpoint.{field}"));
     let request = RegisterEndpointRequest { endpoint: Some(set.clone()), secret: String::new() };
