@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::Problem;
 use super::fields::Tenant;
+use super::filter::Filter;
 use super::headers::OwnHeaders;
 use super::id::EndpointId;
 use super::pattern::EventPattern;
@@ -21,6 +22,8 @@ pub struct EndpointSpec {
     pub description: String,
     /// What is wanted; empty means everything but operational events.
     pub event_types: Vec<EventPattern>,
+    /// What an event must satisfy besides; `None` means nothing.
+    pub filter: Option<Filter>,
     /// How requests are signed.
     pub signature_scheme: SignatureScheme,
     /// How bodies look.
@@ -60,6 +63,8 @@ pub struct Endpoint {
     pub update_time: Timestamp,
     /// How it has been doing.
     pub health: Health,
+    /// Events on which its filter failed.
+    pub filter_error_count: u64,
     /// Its secrets that sign, newest first, without their values.
     pub secrets: Vec<SecretInfo>,
     /// What verifies the newest one's signatures, where it is an Ed25519 key.

@@ -11,6 +11,7 @@ pub mod delivery;
 pub mod endpoint;
 pub mod event;
 pub mod fields;
+pub mod filter;
 pub mod headers;
 pub mod id;
 pub mod pattern;

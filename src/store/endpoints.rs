@@ -15,6 +15,7 @@ use crate::domain::endpoint::{
     Endpoint, EndpointSpec, EndpointState, Health, PayloadFormat, SecretInfo, SignatureScheme,
 };
 use crate::domain::fields::Tenant;
+use crate::domain::filter::Filter;
 use crate::domain::headers::OwnHeaders;
 use crate::domain::id::EndpointId;
 use crate::domain::pattern::{EventPattern, any_matches};
@@ -116,14 +117,14 @@ with moved as (
   insert into tenants as t (tenant, config_version) values ($2, 1)
   on conflict (tenant) do update set config_version = t.config_version + 1
 ), secret as (
-  insert into endpoint_secrets (endpoint_id, version, secret, create_time, public_key) values ($1, 1, $16, now(), $17)
+  insert into endpoint_secrets (endpoint_id, version, secret, create_time, public_key) values ($1, 1, $17, now(), $18)
 ), health as (
   insert into endpoint_health (endpoint_id) values ($1)
 )
 insert into endpoints (id, tenant, url, shown_url, description, event_types, signature_scheme, payload_format,
                        retry_policy, timeout_ms, max_in_flight, labels, external_id, headers,
-                       event_retry_policies, state, version, create_time, update_time)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, 1, 1, now(), now())";
+                       event_retry_policies, filter, state, version, create_time, update_time)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, 1, 1, now(), now())";
 
 /// One endpoint's row with its health and secrets. Reads by `endpoints_pkey`, or `endpoints_tenant` descending.
 macro_rules! select {
@@ -131,7 +132,7 @@ macro_rules! select {
         concat!(
             "
 select e.*, h.score, h.consecutive_failures, h.last_success_time, h.last_failure_time,
-       s.versions, s.create_times, s.expire_times, s.public_key
+       h.filter_error_count, s.versions, s.create_times, s.expire_times, s.public_key
 from endpoints e
 left join endpoint_health h on h.endpoint_id = e.id
 cross join lateral (
@@ -152,7 +153,8 @@ const UPDATE: &str = "
 with changed as (
   update endpoints set url = $3, shown_url = $4, description = $5, event_types = $6, signature_scheme = $7,
          payload_format = $8, retry_policy = $9, timeout_ms = $10, max_in_flight = $11, labels = $12,
-         external_id = $13, headers = $14, event_retry_policies = $15, version = version + 1, update_time = now()
+         external_id = $13, headers = $14, event_retry_policies = $15, filter = $16, version = version + 1,
+         update_time = now()
   where id = $1 and version = $2 and delete_time is null
   returning tenant
 )
@@ -289,6 +291,7 @@ fn bind_spec<'q>(
         .bind(spec.external_id.clone())
         .bind(Json(spec.headers.entries().clone()))
         .bind(Json(spec.event_retry_policies.clone()))
+        .bind(spec.filter.as_ref().map(|filter| filter.as_str().to_owned()))
 }
 
 fn is_external_id_taken(error: &Error) -> bool {
@@ -325,6 +328,8 @@ fn read_endpoint(row: &PgRow) -> Result<Endpoint> {
             last_success_time: time("last_success_time")?,
             last_failure_time: time("last_failure_time")?,
         },
+        filter_error_count: u64::try_from(row.try_get::<Option<i64>, _>("filter_error_count")?.unwrap_or_default())
+            .unwrap_or_default(),
         secrets,
         public_key: row.try_get("public_key")?,
     })
@@ -345,6 +350,7 @@ fn read_spec(row: &PgRow) -> Result<EndpointSpec> {
         labels: row.try_get::<Json<BTreeMap<String, String>>, _>("labels")?.0,
         external_id: row.try_get("external_id")?,
         headers: read_headers(row)?,
+        filter: row.try_get::<Option<&str>, _>("filter")?.map(Filter::from_stored),
     })
 }
 

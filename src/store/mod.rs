@@ -7,6 +7,7 @@ mod clock;
 mod directory;
 mod endpoints;
 mod error;
+mod filter_errors;
 mod history;
 mod idempotency;
 mod operate;
@@ -41,6 +42,8 @@ pub use self::tail::{Cursor, TimelineEvent, TransitionKind};
 
 use self::backlog::Backlog;
 use self::directory::Directory;
+use self::filter_errors::FilterErrors;
+use self::publish::Judges;
 use self::recent::Recent;
 
 /// The database, as the rest of the program sees it.
@@ -54,6 +57,8 @@ pub struct Store {
     directory: Directory,
     backlog: Backlog,
     recent: Recent,
+    filter_errors: FilterErrors,
+    judges: Judges,
     /// Names this process in attempts.
     replica: String,
     /// Endpoints with new work, for whoever drives lanes in this process. A hint, never needed for correctness.
@@ -77,6 +82,8 @@ impl Store {
             directory: Directory::default(),
             backlog,
             recent: Recent::default(),
+            filter_errors: FilterErrors::default(),
+            judges: Judges::default(),
             replica: config.replica.clone(),
             due: tokio::sync::broadcast::channel(DUE_HINTS_MAX).0,
             grown: tokio::sync::watch::channel(0).0,

@@ -1,8 +1,9 @@
 //! Publishing: callers in flight share commits.
 //!
 //! Requests queue up while a commit is under way and the next commit takes all of them; a caller alone waits for no
-//! company. A batch that a row spoils is halved until the row stands alone.
+//! company. A batch that a row spoils is halved until the row stands alone. Filters are asked before an event is queued.
 
+mod filters;
 mod plan;
 mod write;
 
@@ -12,9 +13,13 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
+pub(super) use self::filters::Judges;
+use self::filters::Verdicts;
 pub(super) use self::plan::Plan;
+use self::plan::Planned;
 use self::write::{Written, write};
 use super::Store;
+use super::directory::TenantEndpoints;
 use super::error::Error;
 use crate::domain::event::NewEvent;
 use crate::domain::id::{DeliveryId, EndpointId, EventId};
@@ -67,6 +72,10 @@ pub enum PublishError {
 /// An event on its way into a commit, and who waits for it.
 struct Waiting {
     event: NewEvent,
+    /// What filters said of it, where they were asked.
+    verdicts: Option<Verdicts>,
+    /// How often it was sent back to be judged.
+    sent_back: usize,
     reply: oneshot::Sender<Result<Published, PublishError>>,
 }
 
@@ -92,6 +101,7 @@ const ROUNDS_MAX: usize = 32;
 /// Takes events and commits them in batches.
 #[derive(Debug, Clone)]
 pub struct Publisher {
+    store: Arc<Store>,
     queue: mpsc::Sender<Waiting>,
 }
 
@@ -103,23 +113,29 @@ impl Publisher {
     pub fn start(store: &Arc<Store>) -> Self {
         let (queue, waiting) = mpsc::channel(WAITING_MAX);
         let mut inbox = Inbox { queue: waiting, carried: VecDeque::new(), answered: 0 };
-        let store = Arc::clone(store);
+        let committer = Committer { store: Arc::clone(store), queue: queue.downgrade() };
         tokio::spawn(async move {
             loop {
                 let batch = inbox.next_batch().await;
                 if batch.is_empty() {
                     return;
                 }
-                commit(&store, batch).await;
+                committer.commit(batch).await;
             }
         });
-        Self { queue }
+        Self { store: Arc::clone(store), queue }
     }
 
     /// Publishes one event; answers once it is committed, or was not.
     pub async fn publish(&self, event: NewEvent) -> Result<Published, PublishError> {
         let (reply, answer) = oneshot::channel();
-        self.queue.send(Waiting { event, reply }).await.map_err(|_| PublishError::Unavailable)?;
+        let verdicts = match self.store.directory.known_with_filters(&event.tenant) {
+            Some(tenant) if event.endpoint_ids.is_empty() => Some(self.store.judges.judge(&tenant, &event).await),
+            // Of a tenant that is not known yet the committer learns whether there are filters.
+            _ => None,
+        };
+        let waiting = Waiting { event, verdicts, sent_back: 0, reply };
+        self.queue.send(waiting).await.map_err(|_| PublishError::Unavailable)?;
         answer.await.unwrap_or(Err(PublishError::Internal))
     }
 }
@@ -177,20 +193,49 @@ impl Inbox {
     }
 }
 
-/// Publishes a batch to the end: everybody in it is answered.
-async fn commit(store: &Store, mut waiting: Vec<Waiting>) {
-    for _ in 0..ROUNDS_MAX {
-        let (plans, mut again) = plan::plan(store, waiting).await;
-        for chunk in chunks(plans) {
-            again.extend(write_halving(store, chunk).await);
+struct Committer {
+    store: Arc<Store>,
+    queue: mpsc::WeakSender<Waiting>,
+}
+
+impl Committer {
+    /// Publishes a batch to the end: everybody in it is answered, or will be.
+    async fn commit(&self, mut waiting: Vec<Waiting>) {
+        for _ in 0..ROUNDS_MAX {
+            let Planned { plans, later: mut again, unjudged } = plan::plan(&self.store, waiting).await;
+            for (one, tenant) in unjudged {
+                self.send_back(one, tenant);
+            }
+            for chunk in chunks(plans) {
+                again.extend(write_halving(&self.store, chunk).await);
+            }
+            if again.is_empty() {
+                return;
+            }
+            waiting = again;
         }
-        if again.is_empty() {
-            return;
+        for unlucky in waiting {
+            unlucky.answer(Err(PublishError::Unavailable));
         }
-        waiting = again;
     }
-    for unlucky in waiting {
-        unlucky.answer(Err(PublishError::Unavailable));
+
+    /// Asks the filters again, of the configuration that holds by now, and queues the event anew.
+    fn send_back(&self, mut one: Waiting, tenant: Arc<TenantEndpoints>) {
+        one.sent_back += 1;
+        if one.sent_back > ROUNDS_MAX {
+            return one.answer(Err(PublishError::Unavailable));
+        }
+        let (store, queue) = (Arc::clone(&self.store), self.queue.clone());
+        tokio::spawn(async move {
+            one.verdicts = Some(store.judges.judge(&tenant, &one.event).await);
+            let refused = match queue.upgrade() {
+                Some(queue) => queue.send(one).await.err().map(|refused| refused.0),
+                None => Some(one),
+            };
+            if let Some(one) = refused {
+                one.answer(Err(PublishError::Unavailable));
+            }
+        });
     }
 }
 
@@ -246,6 +291,7 @@ fn finish(store: &Store, batch: Vec<Plan>, at: crate::domain::time::Timestamp) {
         let is_new = plan.is_new_event;
         let (waiting, published) = plan.into_answer();
         if is_new {
+            store.filter_errors.note(waiting.verdicts.as_ref().map_or(&[], |verdicts| &verdicts.failed));
             committed.push(waiting.event.into_event(published.event_id));
         }
         // A caller that has gone away misses its answer; the event stands.

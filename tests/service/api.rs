@@ -5,6 +5,7 @@
 mod delivering;
 mod edge;
 mod endpoints;
+mod filtering;
 mod history;
 mod limits;
 mod publishing;

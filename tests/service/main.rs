@@ -2,6 +2,7 @@
 
 mod api;
 mod delivery;
+mod filters;
 mod plans;
 mod publish;
 mod queue;

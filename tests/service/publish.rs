@@ -20,6 +20,7 @@ pub(crate) fn spec(event_types: &[&str]) -> EndpointSpec {
         url: EndpointUrl::parse("http://127.0.0.1:9/", &support::loopback_rules()).expect("a URL"),
         description: String::new(),
         event_types: event_types.iter().map(|text| EventPattern::parse(text).expect("a pattern")).collect(),
+        filter: None,
         signature_scheme: SignatureScheme::Timestamped,
         payload_format: PayloadFormat::Envelope,
         headers: Default::default(),

@@ -14,6 +14,7 @@ use crate::domain::endpoint::{
     TIMEOUT_DEFAULT, parse_max_in_flight, parse_timeout,
 };
 use crate::domain::fields::{parse_key, parse_map, parse_text};
+use crate::domain::filter::Filter;
 use crate::domain::headers::OwnHeaders;
 use crate::domain::pattern::EventPattern;
 use crate::domain::retry::{EventRetryPolicy, RetryPolicy};
@@ -27,6 +28,7 @@ pub(in crate::api) struct Patch {
     url: Option<EndpointUrl>,
     description: Option<String>,
     event_types: Option<Vec<EventPattern>>,
+    filter: Option<Option<Filter>>,
     signature_scheme: Option<SignatureScheme>,
     payload_format: Option<PayloadFormat>,
     headers: Option<OwnHeaders>,
@@ -58,6 +60,10 @@ impl Patch {
             }),
             event_types: masked(mask, "event_types", || {
                 v.take_all("endpoint.event_types", &given.event_types, EVENT_TYPES_MAX, EventPattern::parse)
+            }),
+            filter: masked(mask, "filter", || match given.filter.as_str() {
+                "" => Some(None),
+                text => v.take("endpoint.filter", Filter::parse(text)).map(Some),
             }),
             signature_scheme: masked(mask, "signature_scheme", || signature_scheme(given.signature_scheme, v)),
             payload_format: masked(mask, "payload_format", || payload_format(given.payload_format, v)),
@@ -93,6 +99,7 @@ impl Patch {
             url: self.url?,
             description: self.description?,
             event_types: self.event_types?,
+            filter: self.filter?,
             signature_scheme: self.signature_scheme?,
             payload_format: self.payload_format?,
             headers: self.headers?,
@@ -111,6 +118,7 @@ impl Patch {
         replace(&mut spec.url, &self.url);
         replace(&mut spec.description, &self.description);
         replace(&mut spec.event_types, &self.event_types);
+        replace(&mut spec.filter, &self.filter);
         replace(&mut spec.signature_scheme, &self.signature_scheme);
         replace(&mut spec.payload_format, &self.payload_format);
         replace(&mut spec.headers, &self.headers);
@@ -142,7 +150,6 @@ fn refuse_unbuilt(given: &proto::Endpoint, mask: &Mask, violations: &mut Violati
     let mut unbuilt = |field: &str, path: &'static str, is_set: bool| {
         violations.unbuilt_if(is_set && mask.has(field), path);
     };
-    unbuilt("filter", "endpoint.filter", !given.filter.is_empty());
     unbuilt("rate_limit", "endpoint.rate_limit", given.rate_limit.is_some());
     unbuilt("circuit_breaker", "endpoint.circuit_breaker", given.circuit_breaker.is_some());
     unbuilt("disable_policy", "endpoint.disable_policy", given.disable_policy.is_some());
@@ -226,13 +233,14 @@ pub(in crate::api) fn secret_does_not_fit(former: SignatureScheme, wanted: Signa
 
 /// An endpoint as callers see it, with the values that are in effect.
 pub(in crate::api) fn to_proto(endpoint: Endpoint) -> proto::Endpoint {
-    let Endpoint { id, tenant, spec, state, version, create_time, update_time, health, secrets, public_key } = endpoint;
+    let Endpoint { id, tenant, spec, state, version, create_time, update_time, health, .. } = endpoint;
     proto::Endpoint {
         id: id.to_string(),
         tenant: tenant.to_string(),
         url: spec.url.as_str().to_owned(),
         description: spec.description,
         event_types: spec.event_types.iter().map(EventPattern::to_string).collect(),
+        filter: spec.filter.as_ref().map(|filter| filter.as_str().to_owned()).unwrap_or_default(),
         signature_scheme: i32::from(spec.signature_scheme.number()),
         payload_format: i32::from(spec.payload_format.number()),
         headers: spec.headers.entries().clone().into_iter().collect(),
@@ -249,8 +257,9 @@ pub(in crate::api) fn to_proto(endpoint: Endpoint) -> proto::Endpoint {
         consecutive_failures: health.consecutive_failures,
         last_success_time: health.last_success_time.map(to_timestamp),
         last_failure_time: health.last_failure_time.map(to_timestamp),
-        secrets: secrets.into_iter().map(secret_info).collect(),
-        public_key: public_key.unwrap_or_default(),
+        secrets: endpoint.secrets.into_iter().map(secret_info).collect(),
+        public_key: endpoint.public_key.unwrap_or_default(),
+        filter_error_count: endpoint.filter_error_count,
         create_time: Some(to_timestamp(create_time)),
         update_time: Some(to_timestamp(update_time)),
         etag: version.to_string(),
@@ -306,7 +315,7 @@ mod tests {
             timeout: Some(prost_types::Duration { seconds: 301, nanos: 0 }),
             max_in_flight: 2_000,
             ordering: -1,
-            filter: "unbuilt, but what is bad comes first".to_owned(),
+            ca_pem: "unbuilt, but what is bad comes first".to_owned(),
             ..given()
         };
         let (code, mut paths) = register(&bad).expect_err("bad");
@@ -324,8 +333,7 @@ mod tests {
     #[test]
     fn what_is_not_built_is_refused_by_name() {
         type Set = fn(&mut proto::Endpoint);
-        let cases: [(&str, Set); 9] = [
-            ("filter", |e| e.filter = "true".to_owned()),
+        let cases: [(&str, Set); 8] = [
             ("rate_limit", |e| e.rate_limit = Some(proto::RateLimit::default())),
             ("ordering", |e| e.ordering = 2),
             ("ordering_on_failure", |e| e.ordering_on_failure = 1),

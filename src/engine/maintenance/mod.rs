@@ -2,6 +2,7 @@
 
 mod backlog;
 mod clock;
+mod filters;
 mod idempotency;
 mod partitions;
 mod tombstones;
@@ -18,10 +19,12 @@ pub async fn run(store: Arc<Store>, end: CancellationToken) {
         tokio::join!(
             backlog::run(&store),
             clock::run(&store),
+            filters::run(&store),
             idempotency::run(&store),
             partitions::run(&store),
             tombstones::run(&store),
         )
     };
     end.run_until_cancelled(chores).await;
+    filters::record(&store).await;
 }

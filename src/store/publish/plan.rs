@@ -86,25 +86,36 @@ impl Plan {
     }
 }
 
-/// Plans a batch. Answers those who need no write; returns the plans, and those who must wait for the next round
-/// because an earlier one in this batch claims the same key.
-pub(super) async fn plan(store: &Store, waiting: Vec<Waiting>) -> (Vec<Plan>, Vec<Waiting>) {
+/// What became of a batch's events that are not answered yet.
+#[derive(Default)]
+pub(super) struct Planned {
+    /// To be written.
+    pub(super) plans: Vec<Plan>,
+    /// To be planned in the next round: an earlier one in this batch claims the same key.
+    pub(super) later: Vec<Waiting>,
+    /// To be judged first, by filters of these endpoints.
+    pub(super) unjudged: Vec<(Waiting, Arc<TenantEndpoints>)>,
+}
+
+/// Plans a batch; answers those who need no write.
+pub(super) async fn plan(store: &Store, waiting: Vec<Waiting>) -> Planned {
     let known_keys = match known_keys(store, &waiting).await {
         Ok(known) => known,
         Err(error) => {
             refuse_all(waiting, &error);
-            return (Vec::new(), Vec::new());
+            return Planned::default();
         }
     };
     let mut planner = Planner { store, planned: HashMap::new(), claimed_keys: HashSet::new() };
-    let (mut plans, mut later) = (Vec::new(), Vec::new());
+    let mut planned = Planned::default();
     for one in waiting {
         match planner.plan_one(&one, &known_keys).await {
-            Ok(Planned::Later) => later.push(one),
-            Ok(Planned::Now(draft)) => {
+            Ok(Step::Later) => planned.later.push(one),
+            Ok(Step::Judge(tenant)) => planned.unjudged.push((one, tenant)),
+            Ok(Step::Now(draft)) => {
                 let plan = draft.into_plan(one);
                 if plan.needs_writing() {
-                    plans.push(plan);
+                    planned.plans.push(plan);
                 } else {
                     let (waiting, published) = plan.into_answer();
                     waiting.answer(Ok(published));
@@ -113,7 +124,7 @@ pub(super) async fn plan(store: &Store, waiting: Vec<Waiting>) -> (Vec<Plan>, Ve
             Err(refusal) => one.answer(Err(refusal)),
         }
     }
-    (plans, later)
+    planned
 }
 
 /// What is known of the batch's keys. A repeat is answered without the statement that proves the configuration
@@ -134,9 +145,19 @@ fn refuse_all(waiting: Vec<Waiting>, error: &Error) {
     }
 }
 
-enum Planned {
+/// What is to be done with an event.
+enum Step {
     Now(Draft),
     Later,
+    Judge(Arc<TenantEndpoints>),
+}
+
+/// Who gets an event.
+enum Recipients {
+    /// As this configuration version says.
+    Known(i64, Vec<Recipient>),
+    /// As filters say that have not been asked.
+    Unjudged(Arc<TenantEndpoints>),
 }
 
 /// A plan without its caller.
@@ -172,9 +193,12 @@ struct Planner<'s> {
 }
 
 impl Planner<'_> {
-    async fn plan_one(&mut self, one: &Waiting, known_keys: &KnownKeys) -> std::result::Result<Planned, PublishError> {
+    async fn plan_one(&mut self, one: &Waiting, known_keys: &KnownKeys) -> std::result::Result<Step, PublishError> {
         let event = &one.event;
-        let (config_version, recipients) = self.recipients(one).await?;
+        let (config_version, recipients) = match self.recipients(one).await? {
+            Recipients::Known(version, recipients) => (version, recipients),
+            Recipients::Unjudged(tenant) => return Ok(Step::Judge(tenant)),
+        };
         let is_fan_out = event.endpoint_ids.is_empty();
         let fingerprint = event.idempotency_key.as_ref().map(|_| Fingerprint::of(event));
         let known = match (&event.idempotency_key, &fingerprint) {
@@ -190,13 +214,13 @@ impl Planner<'_> {
             && (is_new_event || adds)
             && !self.claimed_keys.insert((event.tenant.clone(), key.clone()))
         {
-            return Ok(Planned::Later);
+            return Ok(Step::Later);
         }
         if (is_new_event || adds) && self.store.backlog.is_full() {
             return Err(PublishError::QueueFull);
         }
         let deliveries = recipients.into_iter().map(|to| self.plan_delivery(to, &known)).collect();
-        Ok(Planned::Now(Draft {
+        Ok(Step::Now(Draft {
             event_id: known.event_id.unwrap_or_else(|| EventId::from_uuid(self.store.clock.new_uuid())),
             is_new_event,
             config_version,
@@ -217,22 +241,22 @@ impl Planner<'_> {
         PlannedDelivery { id, to, fate }
     }
 
-    /// Who gets the event, and the configuration version that was asked.
-    async fn recipients(&self, one: &Waiting) -> std::result::Result<(i64, Vec<Recipient>), PublishError> {
+    async fn recipients(&self, one: &Waiting) -> std::result::Result<Recipients, PublishError> {
         let event = &one.event;
         let mut tenant = match self.store.directory.known(&event.tenant) {
             Some(known) => known,
             None => self.load(&event.tenant).await?,
         };
         if event.endpoint_ids.is_empty() {
-            return Ok((tenant.version, tenant.matching(event.event_type.as_str())));
+            return Ok(matching(one, tenant));
         }
         // An unknown one may have been registered since.
         if event.endpoint_ids.iter().any(|id| tenant.recipient(*id).is_none()) {
             tenant = self.load(&event.tenant).await?;
         }
         let named = |id: &EndpointId| tenant.recipient(*id).ok_or(PublishError::EndpointNotFound(*id));
-        Ok((tenant.version, event.endpoint_ids.iter().map(named).collect::<std::result::Result<_, _>>()?))
+        let recipients = event.endpoint_ids.iter().map(named).collect::<std::result::Result<_, _>>()?;
+        Ok(Recipients::Known(tenant.version, recipients))
     }
 
     async fn load(&self, tenant: &Tenant) -> std::result::Result<Arc<TenantEndpoints>, PublishError> {
@@ -242,4 +266,18 @@ impl Planner<'_> {
             if error.is_passing() { PublishError::Unavailable } else { PublishError::Internal }
         })
     }
+}
+
+/// Every endpoint whose patterns and filter want the event.
+fn matching(one: &Waiting, tenant: Arc<TenantEndpoints>) -> Recipients {
+    let event_type = one.event.event_type.as_str();
+    let mut recipients = tenant.matching(event_type);
+    match &one.verdicts {
+        Some(verdicts) if verdicts.version == tenant.version => {
+            recipients.retain(|recipient| !verdicts.refused.contains(&recipient.id));
+        }
+        _ if tenant.has_filters(event_type) => return Recipients::Unjudged(tenant),
+        _ => {}
+    }
+    Recipients::Known(tenant.version, recipients)
 }

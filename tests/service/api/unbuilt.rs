@@ -72,7 +72,6 @@ async fn fields_of_an_endpoint_that_are_not_built_are_named() {
     let service = service().await;
     let mut client = service.client.clone();
     let set = Endpoint {
-        filter: "true".to_owned(),
         rate_limit: Some(RateLimit { per_second: 1.0, burst: 1 }),
         ordering: Ordering::Fifo.into(),
         ordering_on_failure: OrderingOnFailure::Skip.into(),
@@ -89,7 +88,6 @@ async fn fields_of_an_endpoint_that_are_not_built_are_named() {
         "client_certificate_pem",
         "client_key_pem",
         "disable_policy",
-        "filter",
         "ordering",
         "ordering_on_failure",
         "rate_limit",
