@@ -10,6 +10,7 @@ mod endpoints;
 mod health;
 mod limits;
 mod paging;
+mod pausing;
 mod publish;
 mod secrets;
 mod server;

@@ -55,6 +55,14 @@ impl WebhookService for Webhooks {
         self.delete(request.into_inner()).await.map(Response::new)
     }
 
+    async fn pause_endpoint(&self, request: Request<PauseEndpointRequest>) -> Answer<PauseEndpointResponse> {
+        self.pause(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn resume_endpoint(&self, request: Request<ResumeEndpointRequest>) -> Answer<ResumeEndpointResponse> {
+        self.resume(request.into_inner()).await.map(Response::new)
+    }
+
     async fn rotate_secret(&self, request: Request<RotateSecretRequest>) -> Answer<RotateSecretResponse> {
         self.rotate(request.into_inner()).await.map(Response::new)
     }
@@ -98,14 +106,6 @@ impl WebhookService for Webhooks {
     }
 
     // Not built yet.
-
-    async fn pause_endpoint(&self, _: Request<PauseEndpointRequest>) -> Answer<PauseEndpointResponse> {
-        Err(status::unbuilt_call("PauseEndpoint"))
-    }
-
-    async fn resume_endpoint(&self, _: Request<ResumeEndpointRequest>) -> Answer<ResumeEndpointResponse> {
-        Err(status::unbuilt_call("ResumeEndpoint"))
-    }
 
     async fn test_endpoint(&self, _: Request<TestEndpointRequest>) -> Answer<TestEndpointResponse> {
         Err(status::unbuilt_call("TestEndpoint"))

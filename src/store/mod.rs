@@ -12,6 +12,7 @@ mod history;
 mod idempotency;
 mod operate;
 mod partitions;
+mod pausing;
 #[doc(hidden)]
 pub mod plans;
 mod pool;

@@ -152,7 +152,7 @@ where o.id = any($1::uuid[]) and o.claim_gen = ($2::int[])[array_position($1::uu
   and o.state = 2 and not o.cancel_requested
 returning o.endpoint_id";
 
-/// Every endpoint with something that no worker holds, and when the first of it is due: a loose index scan over
+/// Every active endpoint with something that no worker holds, and when the first of it is due: a loose index scan over
 /// `outstanding_due`, one step an endpoint, whatever its backlog.
 pub(super) const SWEEP: &str = "
 with recursive e as (
@@ -167,7 +167,8 @@ from e cross join lateral (
   where o.endpoint_id = e.endpoint_id and o.priority = 2 and (o.lease_until is null or o.lease_until <= now())
   order by o.priority, o.due_at limit 1
 ) d
-where e.endpoint_id is not null";
+where e.endpoint_id is not null
+  and (select p.state from endpoints p where p.id = e.endpoint_id and p.delete_time is null) = 1";
 
 impl Store {
     /// Claims work for hungry lanes, `room` for each at most, oldest due first.

@@ -8,6 +8,7 @@ mod endpoints;
 mod filtering;
 mod history;
 mod limits;
+mod pausing;
 mod publishing;
 mod receivers;
 mod refusals;

@@ -276,6 +276,33 @@ async fn a_deleted_endpoints_deliveries_are_canceled_and_cannot_be_retried() {
 }
 
 #[tokio::test]
+async fn a_paused_endpoints_lost_attempts_are_recorded_though_nothing_is_claimed() {
+    let (store, url, endpoint, ids) = waiting(3).await;
+    let claimed = claim(&store, endpoint, 2).await;
+    store.pause_endpoint(endpoint).await.expect("paused");
+    assert!(claim(&store, endpoint, 10).await.is_empty());
+    assert!(store.sweep().await.expect("swept").is_empty(), "nothing that could be claimed");
+    assert_eq!(store.lose_lapsed().await.expect("looked"), 0, "their leases hold");
+    lapse(&url).await;
+    assert_eq!(store.lose_lapsed().await.expect("looked"), 2);
+    assert_eq!(store.lose_lapsed().await.expect("looked"), 0);
+    for one in &claimed {
+        let record = store.delivery(one.id).await.expect("read").expect("there");
+        assert_eq!(record.row.state, DeliveryState::Retrying);
+        assert_eq!(
+            record.attempts.iter().map(|attempt| attempt.outcome).collect::<Vec<_>>(),
+            [Some(AttemptOutcome::Lost)]
+        );
+    }
+    assert!(store.complete(&[success(&claimed[0])]).await.expect("completed").won.is_empty(), "the claim is over");
+    store.resume_endpoint(endpoint).await.expect("resumed");
+    let again = claim(&store, endpoint, 10).await;
+    assert_eq!(again.len(), ids.len());
+    let first = again.iter().find(|one| one.id == claimed[0].id).expect("it is due");
+    assert_eq!((first.attempt, first.lost_count, first.retries_spent), (2, 1, 0));
+}
+
+#[tokio::test]
 async fn the_sweep_finds_what_no_hint_told_of() {
     let (store, url, endpoint, _) = waiting(2).await;
     let other = register(&store, &["other"]).await;

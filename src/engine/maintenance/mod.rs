@@ -4,6 +4,7 @@ mod backlog;
 mod clock;
 mod filters;
 mod idempotency;
+mod lapsed;
 mod partitions;
 mod tombstones;
 
@@ -21,6 +22,7 @@ pub async fn run(store: Arc<Store>, end: CancellationToken) {
             clock::run(&store),
             filters::run(&store),
             idempotency::run(&store),
+            lapsed::run(&store),
             partitions::run(&store),
             tombstones::run(&store),
         )

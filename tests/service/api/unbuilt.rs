@@ -17,6 +17,8 @@ const BUILT: &[&str] = &[
     "ListEndpoints",
     "UpdateEndpoint",
     "DeleteEndpoint",
+    "PauseEndpoint",
+    "ResumeEndpoint",
     "RotateSecret",
     "Publish",
     "PublishBatch",

@@ -1,0 +1,18 @@
+//! Records attempts that were lost with their worker at endpoints for which nothing is claimed: paused or disabled.
+
+use std::time::Duration;
+
+use crate::store::Store;
+
+const EVERY: Duration = Duration::from_secs(5);
+
+pub(super) async fn run(store: &Store) {
+    loop {
+        tokio::time::sleep(EVERY).await;
+        match store.lose_lapsed().await {
+            Ok(0) => {}
+            Ok(attempts) => tracing::info!(attempts, "attempts at endpoints that are not active were lost"),
+            Err(error) => tracing::warn!(%error, "lost attempts could not be recorded"),
+        }
+    }
+}
