@@ -42,8 +42,7 @@ impl Webhooks {
     }
 
     fn checked(&self, request: proto::PublishRequest, violations: Violations) -> Result<NewEvent, Status> {
-        let config = &self.config;
-        event::from_proto(request, config.payload_bytes_max, &config.cloudevents_source, violations)
+        event::from_proto(request, &self.config, violations)
     }
 
     async fn commit(&self, event: NewEvent) -> Result<proto::PublishResponse, Status> {

@@ -40,8 +40,14 @@ impl Webhooks {
         };
         for _ in 0..UPDATE_TRIES {
             let current = self.stored_endpoint(id).await?;
-            let scheme = scheme.unwrap_or_else(|| implied_scheme(&request.secret, current.spec.signature_scheme));
             let mut v = Violations::new();
+            if current.is_inline {
+                let problem =
+                    "names an endpoint that came with its event, and so does its secret; publish with another";
+                v.invalid("endpoint_id", Problem::new(problem));
+                return Err(v.into_status());
+            }
+            let scheme = scheme.unwrap_or_else(|| implied_scheme(&request.secret, current.spec.signature_scheme));
             let Some(secret) = secret_for(scheme, &request.secret, &mut v)? else { return Err(v.into_status()) };
             let rotation = Rotation { endpoint: id, version: current.version, scheme, secret, overlap };
             match self.services.store.rotate_secret(&rotation).await {

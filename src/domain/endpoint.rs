@@ -53,6 +53,8 @@ pub struct Endpoint {
     pub tenant: Tenant,
     /// What its owner decided.
     pub spec: EndpointSpec,
+    /// Whether it came with an event: then it is in no list, and no event matches it.
+    pub is_inline: bool,
     /// Whether it is delivered to.
     pub state: EndpointState,
     /// Counts the changes of `spec` and `state`: the etag.

@@ -1,13 +1,17 @@
 //! An event: what a caller publishes, and what is kept of it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
+use sha2::{Digest as _, Sha256};
 
 use super::cloudevents::Source;
+use super::endpoint::EndpointSpec;
 use super::fields::{ContentType, Tenant};
 use super::id::{EndpointId, EventId};
 use super::pattern::EventType;
+use super::secret::Secret;
 
 /// A published event as the database holds it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,9 +53,38 @@ pub struct NewEvent {
     pub source: Option<Source>,
     /// The endpoints to deliver to; empty means every one that matches. No duplicates.
     pub endpoint_ids: Vec<EndpointId>,
+    /// An endpoint that comes with the event; `endpoint_ids` is empty then.
+    pub inline_endpoint: Option<Arc<InlineEndpoint>>,
+}
+
+/// An address to deliver to that nobody registered. It is kept as an unlisted endpoint, one for each tenant, URL and
+/// secret.
+#[derive(Debug, PartialEq)]
+pub struct InlineEndpoint {
+    /// What the caller decides about it.
+    pub spec: EndpointSpec,
+    /// Signs its requests.
+    pub secret: Secret,
+}
+
+impl InlineEndpoint {
+    /// What tells it from others: SHA-256 over tenant, URL and secret. None of them can hold a NUL.
+    pub fn digest(&self, tenant: &Tenant) -> [u8; 32] {
+        let mut hash = Sha256::new();
+        for part in [tenant.as_str(), self.spec.url.as_str(), self.secret.expose()] {
+            hash.update(part);
+            hash.update([0]);
+        }
+        hash.finalize().into()
+    }
 }
 
 impl NewEvent {
+    /// Whether it goes to whoever wants it.
+    pub const fn is_fan_out(&self) -> bool {
+        self.endpoint_ids.is_empty() && self.inline_endpoint.is_none()
+    }
+
     /// The event it became.
     pub fn into_event(self, id: EventId) -> Event {
         Event {

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use sqlx::{PgPool, Row};
 
-use super::endpoints::read_patterns;
+use super::endpoints::rows::read_patterns;
 use super::error::Result;
 use super::types::stored;
 use crate::domain::endpoint::PayloadFormat;
@@ -54,7 +54,7 @@ const LOAD: &str = "
 select coalesce(t.config_version, 0) as version, e.id, e.event_types, e.payload_format, e.filter
 from (select $1::text as tenant) q
 left join tenants t on t.tenant = q.tenant
-left join endpoints e on e.tenant = q.tenant and e.delete_time is null
+left join endpoints e on e.tenant = q.tenant and e.delete_time is null and e.inline_digest is null
 order by e.id";
 
 const VERSIONS: &str = "select tenant, config_version from tenants where tenant = any($1)";

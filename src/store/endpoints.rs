@@ -1,24 +1,20 @@
 //! Endpoints, their secrets and health. Every change of an endpoint moves its tenant's configuration version,
 //! by which publishes know that what they matched against is current.
 
+pub(super) mod rows;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use sqlx::postgres::PgRow;
-use sqlx::types::Json;
-use sqlx::{Row, types::Uuid};
+use sqlx::types::{Json, Uuid};
 
 use super::error::{Error, Result};
-use super::types::{PgTime, count, stored};
 use super::{Due, Store};
-use crate::domain::endpoint::{
-    Endpoint, EndpointSpec, EndpointState, Health, PayloadFormat, SecretInfo, SignatureScheme,
-};
+use crate::domain::endpoint::{Endpoint, EndpointSpec, EndpointState};
 use crate::domain::fields::Tenant;
-use crate::domain::filter::Filter;
 use crate::domain::headers::OwnHeaders;
 use crate::domain::id::EndpointId;
-use crate::domain::pattern::{EventPattern, any_matches};
+use crate::domain::pattern::any_matches;
 use crate::domain::retry::{EventRetryPolicy, RetryPolicy};
 use crate::domain::secret::{Secret, SigningSecret};
 use crate::domain::url::EndpointUrl;
@@ -111,20 +107,26 @@ pub struct LaneEndpoint {
     pub max_in_flight: u32,
 }
 
-/// Takes row locks on one `tenants` row and the new rows; `endpoints_external_id` refuses a taken external id.
+/// Takes row locks on the new rows and, unless it is unlisted, on one `tenants` row; `endpoints_external_id` refuses a
+/// taken external id. Nothing is made where there is an unlisted endpoint with the same digest.
 const REGISTER: &str = "
-with moved as (
-  insert into tenants as t (tenant, config_version) values ($2, 1)
+with made as (
+  insert into endpoints (id, tenant, url, shown_url, description, event_types, signature_scheme, payload_format,
+                         retry_policy, timeout_ms, max_in_flight, labels, external_id, headers,
+                         event_retry_policies, filter, inline_digest, state, version, create_time, update_time)
+  values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, 1, 1, now(), now())
+  on conflict (inline_digest) where inline_digest is not null and delete_time is null do nothing
+  returning id
+), moved as (
+  insert into tenants as t (tenant, config_version) select $2, 1 where $17::bytea is null
   on conflict (tenant) do update set config_version = t.config_version + 1
 ), secret as (
-  insert into endpoint_secrets (endpoint_id, version, secret, create_time, public_key) values ($1, 1, $17, now(), $18)
+  insert into endpoint_secrets (endpoint_id, version, secret, create_time, public_key)
+  select id, 1, $18, now(), $19 from made
 ), health as (
-  insert into endpoint_health (endpoint_id) values ($1)
+  insert into endpoint_health (endpoint_id) select id from made
 )
-insert into endpoints (id, tenant, url, shown_url, description, event_types, signature_scheme, payload_format,
-                       retry_policy, timeout_ms, max_in_flight, labels, external_id, headers,
-                       event_retry_policies, filter, state, version, create_time, update_time)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, 1, 1, now(), now())";
+select id from made";
 
 /// One endpoint's row with its health and secrets. Reads by `endpoints_pkey`, or `endpoints_tenant` descending.
 macro_rules! select {
@@ -156,17 +158,23 @@ with changed as (
          external_id = $13, headers = $14, event_retry_policies = $15, filter = $16, version = version + 1,
          update_time = now()
   where id = $1 and version = $2 and delete_time is null
-  returning tenant
+  returning tenant, inline_digest
+), moved as (
+  update tenants t set config_version = config_version + 1
+  from changed c where t.tenant = c.tenant and c.inline_digest is null
 )
-update tenants t set config_version = config_version + 1 from changed where t.tenant = changed.tenant";
+select count(*) from changed";
 
 const DELETE: &str = "
 with gone as (
   update endpoints set delete_time = now(), update_time = now(), version = version + 1
   where id = $1 and delete_time is null and ($2::bigint is null or version = $2)
-  returning tenant
+  returning tenant, inline_digest
+), moved as (
+  update tenants t set config_version = config_version + 1
+  from gone g where t.tenant = g.tenant and g.inline_digest is null
 )
-update tenants t set config_version = config_version + 1 from gone where t.tenant = gone.tenant";
+select count(*) from gone";
 
 const LANE_ENDPOINTS: &str = "
 select e.id, e.version, e.url, e.headers, e.retry_policy, e.event_retry_policies, e.timeout_ms, e.max_in_flight,
@@ -183,23 +191,47 @@ where e.id = any($1)";
 impl Store {
     /// Registers an endpoint; once this answers, every publish on any replica sees it.
     pub async fn register_endpoint(&self, new: &NewEndpoint) -> std::result::Result<Endpoint, RegisterError> {
-        let id = EndpointId::from_uuid(self.clock.new_uuid());
-        let query = sqlx::query(REGISTER).bind(id.uuid()).bind(new.tenant.as_str());
-        let query = bind_spec(query, &new.spec)
-            .bind(new.secret.expose().as_bytes())
-            .bind(new.secret.public_key().map(|key| key.to_string()));
-        query.execute(&self.reader).await.map_err(|error| match Error::from(error) {
+        let made = self.insert_endpoint(&new.tenant, &new.spec, &new.secret, None).await;
+        let id = made.map_err(|error| match error {
             taken if is_external_id_taken(&taken) => RegisterError::ExternalIdTaken,
             other => other.into(),
         })?;
-        self.endpoint(id).await?.ok_or_else(|| Error::Unreadable("no endpoint just registered".to_owned()).into())
+        let registered = match id {
+            Some(id) => self.endpoint(id).await?,
+            None => None,
+        };
+        registered.ok_or_else(|| Error::Unreadable("no endpoint just registered".to_owned()).into())
+    }
+
+    /// Makes an endpoint, unlisted where there is a digest; `None` where another one has that.
+    pub(super) async fn insert_endpoint(
+        &self,
+        tenant: &Tenant,
+        spec: &EndpointSpec,
+        secret: &Secret,
+        inline_digest: Option<&[u8]>,
+    ) -> Result<Option<EndpointId>> {
+        let id = self.clock.new_uuid();
+        let query = rows::bind_spec(sqlx::query_scalar(REGISTER).bind(id).bind(tenant.as_str().to_owned()), spec)
+            .bind(inline_digest)
+            .bind(secret.expose().as_bytes())
+            .bind(secret.public_key().map(|key| key.to_string()));
+        let made: Option<Uuid> = query.fetch_optional(&self.reader).await?;
+        Ok(made.map(EndpointId::from_uuid))
+    }
+
+    /// Replaces what an owner decides, if the endpoint still is at `version`; answers whether it was.
+    pub(super) async fn replace_spec(&self, id: EndpointId, version: i64, spec: &EndpointSpec) -> Result<bool> {
+        let query = sqlx::query_scalar(UPDATE).bind(id.uuid()).bind(version);
+        let changed: i64 = rows::bind_spec(query, spec).fetch_one(&self.reader).await?;
+        Ok(changed > 0)
     }
 
     /// One endpoint; `None` where there is none or a tombstone.
     pub async fn endpoint(&self, id: EndpointId) -> Result<Option<Endpoint>> {
         const BY_ID: &str = select!("and e.id = $1");
         let row = sqlx::query(BY_ID).bind(id.uuid()).fetch_optional(&self.reader).await?;
-        row.as_ref().map(read_endpoint).transpose()
+        row.as_ref().map(rows::read_endpoint).transpose()
     }
 
     /// Endpoints, newest first, `limit` at most; and whether there may be more.
@@ -212,7 +244,7 @@ impl Store {
     ) -> Result<(Vec<Endpoint>, Option<EndpointId>)> {
         const PAGE: &str = select!(
             "and ($1::text is null or e.tenant = $1) and (cardinality($2::smallint[]) = 0 or e.state = any($2))
-             and e.labels @> $3 and ($4::uuid is null or e.id < $4)
+             and e.labels @> $3 and e.inline_digest is null and ($4::uuid is null or e.id < $4)
              order by e.id desc limit $5",
         );
         let rows = sqlx::query(PAGE)
@@ -223,7 +255,7 @@ impl Store {
             .bind(i64::from(limit))
             .fetch_all(&self.reader)
             .await?;
-        let mut endpoints = rows.iter().map(read_endpoint).collect::<Result<Vec<_>>>()?;
+        let mut endpoints = rows.iter().map(rows::read_endpoint).collect::<Result<Vec<_>>>()?;
         let full = u32::try_from(endpoints.len()).is_ok_and(|read| read == limit);
         let end = if full { endpoints.last().map(|endpoint| endpoint.id) } else { None };
         if let Some(wanted) = &filter.event_type {
@@ -239,13 +271,12 @@ impl Store {
         version: i64,
         spec: &EndpointSpec,
     ) -> std::result::Result<Endpoint, UpdateError> {
-        let query = sqlx::query(UPDATE).bind(id.uuid()).bind(version);
-        let done = bind_spec(query, spec).execute(&self.reader).await.map_err(|error| match Error::from(error) {
+        let changed = self.replace_spec(id, version, spec).await.map_err(|error| match error {
             taken if is_external_id_taken(&taken) => UpdateError::ExternalIdTaken,
             other => other.into(),
         })?;
         let now = self.endpoint(id).await?.ok_or(UpdateError::NotFound)?;
-        if done.rows_affected() == 0 {
+        if !changed {
             return Err(UpdateError::VersionMoved);
         }
         // A policy that was too narrow may admit waiting work at once.
@@ -256,8 +287,8 @@ impl Store {
     /// Makes the endpoint a tombstone: nothing is matched or claimed for it any more. What is outstanding is canceled
     /// by [`Store::cancel_deleted`].
     pub async fn delete_endpoint(&self, id: EndpointId, version: Option<i64>) -> Result<DeleteOutcome> {
-        let done = sqlx::query(DELETE).bind(id.uuid()).bind(version).execute(&self.reader).await?;
-        if done.rows_affected() > 0 {
+        let gone: i64 = sqlx::query_scalar(DELETE).bind(id.uuid()).bind(version).fetch_one(&self.reader).await?;
+        if gone > 0 {
             return Ok(DeleteOutcome::Deleted);
         }
         let exists = self.endpoint(id).await?.is_some();
@@ -268,116 +299,10 @@ impl Store {
     pub async fn lane_endpoints(&self, ids: &[EndpointId]) -> Result<Vec<LaneEndpoint>> {
         let uuids: Vec<Uuid> = ids.iter().map(|id| id.uuid()).collect();
         let rows = sqlx::query(LANE_ENDPOINTS).bind(uuids).fetch_all(&self.engine).await?;
-        rows.iter().map(read_lane_endpoint).collect()
+        rows.iter().map(rows::read_lane_endpoint).collect()
     }
-}
-
-/// Binds the columns of a spec in the order that `REGISTER` and `UPDATE` share.
-fn bind_spec<'q>(
-    query: sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments>,
-    spec: &EndpointSpec,
-) -> sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments> {
-    query
-        .bind(spec.url.as_str().to_owned())
-        .bind(spec.url.redacted())
-        .bind(spec.description.clone())
-        .bind(spec.event_types.iter().map(EventPattern::to_string).collect::<Vec<_>>())
-        .bind(spec.signature_scheme.number())
-        .bind(spec.payload_format.number())
-        .bind(spec.retry_policy.clone().map(Json))
-        .bind(i32::try_from(spec.timeout.as_millis()).unwrap_or(i32::MAX))
-        .bind(spec.max_in_flight.cast_signed())
-        .bind(Json(spec.labels.clone()))
-        .bind(spec.external_id.clone())
-        .bind(Json(spec.headers.entries().clone()))
-        .bind(Json(spec.event_retry_policies.clone()))
-        .bind(spec.filter.as_ref().map(|filter| filter.as_str().to_owned()))
 }
 
 fn is_external_id_taken(error: &Error) -> bool {
     error.constraint() == Some("endpoints_external_id")
-}
-
-fn read_endpoint(row: &PgRow) -> Result<Endpoint> {
-    let versions: Option<Vec<i32>> = row.try_get("versions")?;
-    let create_times: Option<Vec<PgTime>> = row.try_get("create_times")?;
-    let expire_times: Option<Vec<Option<PgTime>>> = row.try_get("expire_times")?;
-    let secrets = versions
-        .unwrap_or_default()
-        .into_iter()
-        .zip(create_times.unwrap_or_default())
-        .zip(expire_times.unwrap_or_default())
-        .map(|((version, created), expires)| SecretInfo {
-            version: count(version),
-            create_time: created.0,
-            expire_time: expires.map(|time| time.0),
-        })
-        .collect();
-    let time = |column: &str| -> Result<_> { Ok(row.try_get::<Option<PgTime>, _>(column)?.map(|time| time.0)) };
-    Ok(Endpoint {
-        id: EndpointId::from_uuid(row.try_get("id")?),
-        tenant: Tenant::from_stored(row.try_get("tenant")?),
-        spec: read_spec(row)?,
-        state: stored("endpoint state", row.try_get("state")?, EndpointState::from_number)?,
-        version: row.try_get("version")?,
-        create_time: row.try_get::<PgTime, _>("create_time")?.0,
-        update_time: row.try_get::<PgTime, _>("update_time")?.0,
-        health: Health {
-            score: row.try_get::<Option<f64>, _>("score")?.unwrap_or(1.0),
-            consecutive_failures: count(row.try_get::<Option<i32>, _>("consecutive_failures")?.unwrap_or_default()),
-            last_success_time: time("last_success_time")?,
-            last_failure_time: time("last_failure_time")?,
-        },
-        filter_error_count: u64::try_from(row.try_get::<Option<i64>, _>("filter_error_count")?.unwrap_or_default())
-            .unwrap_or_default(),
-        secrets,
-        public_key: row.try_get("public_key")?,
-    })
-}
-
-fn read_spec(row: &PgRow) -> Result<EndpointSpec> {
-    let patterns: Vec<String> = row.try_get("event_types")?;
-    Ok(EndpointSpec {
-        url: read_url(row)?,
-        description: row.try_get("description")?,
-        event_types: read_patterns(&patterns)?,
-        signature_scheme: stored("signature scheme", row.try_get("signature_scheme")?, SignatureScheme::from_number)?,
-        payload_format: stored("payload format", row.try_get("payload_format")?, PayloadFormat::from_number)?,
-        retry_policy: row.try_get::<Option<Json<RetryPolicy>>, _>("retry_policy")?.map(|policy| policy.0),
-        event_retry_policies: row.try_get::<Json<_>, _>("event_retry_policies")?.0,
-        timeout: Duration::from_millis(u64::from(count(row.try_get("timeout_ms")?))),
-        max_in_flight: count(row.try_get("max_in_flight")?),
-        labels: row.try_get::<Json<BTreeMap<String, String>>, _>("labels")?.0,
-        external_id: row.try_get("external_id")?,
-        headers: read_headers(row)?,
-        filter: row.try_get::<Option<&str>, _>("filter")?.map(Filter::from_stored),
-    })
-}
-
-fn read_lane_endpoint(row: &PgRow) -> Result<LaneEndpoint> {
-    Ok(LaneEndpoint {
-        id: EndpointId::from_uuid(row.try_get("id")?),
-        version: row.try_get("version")?,
-        url: read_url(row)?,
-        headers: read_headers(row)?,
-        secrets: super::secrets::read(row)?,
-        retry_policy: row.try_get::<Option<Json<RetryPolicy>>, _>("retry_policy")?.map(|policy| policy.0),
-        event_retry_policies: row.try_get::<Json<_>, _>("event_retry_policies")?.0,
-        timeout: Duration::from_millis(u64::from(count(row.try_get("timeout_ms")?))),
-        max_in_flight: count(row.try_get("max_in_flight")?),
-    })
-}
-
-fn read_headers(row: &PgRow) -> Result<OwnHeaders> {
-    Ok(OwnHeaders::from_stored(row.try_get::<Json<_>, _>("headers")?.0))
-}
-
-fn read_url(row: &PgRow) -> Result<EndpointUrl> {
-    let text: String = row.try_get("url")?;
-    EndpointUrl::from_stored(&text).ok_or_else(|| Error::Unreadable("an endpoint URL".to_owned()))
-}
-
-pub(super) fn read_patterns(texts: &[String]) -> Result<Vec<EventPattern>> {
-    let parse = |text: &String| EventPattern::parse(text).map_err(|_| Error::Unreadable(format!("the pattern {text}")));
-    texts.iter().map(parse).collect()
 }

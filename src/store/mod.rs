@@ -10,6 +10,7 @@ mod error;
 mod filter_errors;
 mod history;
 mod idempotency;
+mod inline;
 mod operate;
 mod partitions;
 mod pausing;

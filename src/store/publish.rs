@@ -19,7 +19,7 @@ pub(super) use self::plan::Plan;
 use self::plan::Planned;
 use self::write::{Written, write};
 use super::Store;
-use super::directory::TenantEndpoints;
+use super::directory::{Recipient, TenantEndpoints};
 use super::error::Error;
 use crate::domain::event::NewEvent;
 use crate::domain::id::{DeliveryId, EndpointId, EventId};
@@ -72,6 +72,8 @@ pub enum PublishError {
 /// An event on its way into a commit, and who waits for it.
 struct Waiting {
     event: NewEvent,
+    /// The endpoint that came with it.
+    inline: Option<Recipient>,
     /// What filters said of it, where they were asked.
     verdicts: Option<Verdicts>,
     /// How often it was sent back to be judged.
@@ -130,14 +132,24 @@ impl Publisher {
     pub async fn publish(&self, event: NewEvent) -> Result<Published, PublishError> {
         let (reply, answer) = oneshot::channel();
         let verdicts = match self.store.directory.known_with_filters(&event.tenant) {
-            Some(tenant) if event.endpoint_ids.is_empty() => Some(self.store.judges.judge(&tenant, &event).await),
+            Some(tenant) if event.is_fan_out() => Some(self.store.judges.judge(&tenant, &event).await),
             // Of a tenant that is not known yet the committer learns whether there are filters.
             _ => None,
         };
-        let waiting = Waiting { event, verdicts, sent_back: 0, reply };
+        let inline = match &event.inline_endpoint {
+            Some(inline) => Some(self.store.inline_recipient(&event.tenant, inline).await.map_err(unready)?),
+            None => None,
+        };
+        let waiting = Waiting { event, inline, verdicts, sent_back: 0, reply };
         self.queue.send(waiting).await.map_err(|_| PublishError::Unavailable)?;
         answer.await.unwrap_or(Err(PublishError::Internal))
     }
+}
+
+/// Why an event was not even queued.
+fn unready(error: Error) -> PublishError {
+    tracing::warn!(%error, "endpoints could not be read or made for an event");
+    if error.is_passing() { PublishError::Unavailable } else { PublishError::Internal }
 }
 
 /// The queue's end.

@@ -7,6 +7,7 @@ mod edge;
 mod endpoints;
 mod filtering;
 mod history;
+mod inline;
 mod limits;
 mod pausing;
 mod publishing;

@@ -52,6 +52,7 @@ pub(crate) fn event(event_type: &str) -> NewEvent {
         metadata: Default::default(),
         source: None,
         endpoint_ids: Vec::new(),
+        inline_endpoint: None,
     }
 }
 

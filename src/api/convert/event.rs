@@ -1,36 +1,43 @@
 //! Published events between the contract's form and ours. On the hot path: the payload is never copied.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::de::IgnoredAny;
 use tonic::Status;
 
 use super::Violations;
+use super::endpoint::Patch;
+use super::mask::Mask;
 use super::time::to_timestamp;
 use super::undefined;
 use crate::api::proto::publish_request::Body;
+use crate::api::server::Config;
 use crate::api::{proto, status};
 use crate::domain::Problem;
-use crate::domain::cloudevents::SourceTemplate;
-use crate::domain::event::{Event, NewEvent};
+use crate::domain::event::{Event, InlineEndpoint, NewEvent};
 use crate::domain::fields::{ContentType, Tenant, parse_key, parse_map};
 use crate::domain::id::EndpointId;
 use crate::domain::pattern::EventType;
+use crate::domain::secret::Secret;
 
 /// How many endpoints one event may name.
 const ENDPOINT_IDS_MAX: usize = 1_000;
 /// How deep JSON may be nested: what common parsers of receivers take.
 const JSON_DEPTH_MAX: usize = 128;
 
-/// Checks an event that a caller wants published. CloudEvents bodies say what `source` makes of its tenant.
+/// Checks an event that a caller wants published.
 pub(in crate::api) fn from_proto(
     request: proto::PublishRequest,
-    payload_bytes_max: usize,
-    source: &SourceTemplate,
+    config: &Config,
     mut v: Violations,
 ) -> Result<NewEvent, Status> {
     refuse_unbuilt(&request, &mut v);
+    let inline_endpoint = match &request.inline_endpoint {
+        None => Some(None),
+        Some(given) => inline_endpoint(given, &request, config, &mut v).map(|inline| Some(Arc::new(inline))),
+    };
     let tenant = v.take("tenant", Tenant::parse(&request.tenant));
     let event_type = v.take("event_type", EventType::parse(&request.event_type));
     let content_type = v.take("content_type", ContentType::parse(&request.content_type));
@@ -46,13 +53,13 @@ pub(in crate::api) fn from_proto(
         Some(Body::PayloadText(text)) => ("payload_text", Bytes::from(text)),
         None => ("payload", Bytes::new()),
     };
-    if payload.len() > payload_bytes_max {
-        return Err(status::payload_too_large(payload.len(), payload_bytes_max));
+    if payload.len() > config.payload_bytes_max {
+        return Err(status::payload_too_large(payload.len(), config.payload_bytes_max));
     }
     if content_type.as_ref().is_some_and(ContentType::is_json) {
         v.take(path, check_json(&payload));
     }
-    match (tenant, event_type, content_type, idempotency_key, metadata, endpoint_ids) {
+    match (tenant, event_type, content_type, idempotency_key, metadata, endpoint_ids, inline_endpoint) {
         (
             Some(tenant),
             Some(event_type),
@@ -60,17 +67,72 @@ pub(in crate::api) fn from_proto(
             Some(idempotency_key),
             Some(metadata),
             Some(mut endpoint_ids),
+            Some(inline_endpoint),
         ) if v.is_empty() => {
             drop_duplicates(&mut endpoint_ids);
-            let source = source.source(&tenant);
-            Ok(NewEvent { tenant, event_type, payload, content_type, idempotency_key, metadata, source, endpoint_ids })
+            Ok(NewEvent {
+                source: config.cloudevents_source.source(&tenant),
+                tenant,
+                event_type,
+                payload,
+                content_type,
+                idempotency_key,
+                metadata,
+                endpoint_ids,
+                inline_endpoint,
+            })
         }
         _ => Err(v.into_status()),
     }
 }
 
+/// Checks the endpoint that comes with an event: all that an endpoint may have, but for what chooses among events, and
+/// what would name it.
+fn inline_endpoint(
+    given: &proto::InlineEndpoint,
+    request: &proto::PublishRequest,
+    config: &Config,
+    v: &mut Violations,
+) -> Option<InlineEndpoint> {
+    const NONE: &str = "is set; an endpoint that comes with its event has none";
+    if !request.endpoint_ids.is_empty() {
+        v.invalid("inline_endpoint", Problem::new("stands beside endpoint_ids; allowed is one of the two"));
+    }
+    v.inside("inline_endpoint", |v| {
+        let Some(endpoint) = &given.endpoint else {
+            v.invalid("endpoint", Problem::new("is unset; it is required"));
+            return None;
+        };
+        if !endpoint.tenant.is_empty() && endpoint.tenant != request.tenant {
+            v.invalid("endpoint.tenant", Problem::new("is another tenant than the event's; leave it unset"));
+        }
+        for (path, is_set) in [
+            ("endpoint.event_types", !endpoint.event_types.is_empty()),
+            ("endpoint.filter", !endpoint.filter.is_empty()),
+            ("endpoint.external_id", !endpoint.external_id.is_empty()),
+        ] {
+            if is_set {
+                v.invalid(path, Problem::new(NONE));
+            }
+        }
+        let chosen = proto::Endpoint {
+            event_types: Vec::new(),
+            filter: String::new(),
+            external_id: String::new(),
+            ..endpoint.clone()
+        };
+        let patch = Patch::parse(&chosen, &Mask::all(), &config.egress_rules, v);
+        let secret = match (patch.signature_scheme(), given.secret.is_empty()) {
+            (_, true) => v.take("secret", Err(Problem::new("is unset; it is required"))),
+            (Some(scheme), false) => v.take("secret", Secret::parse(&given.secret, scheme)),
+            // What the secret must look like depends on a scheme that is refused already.
+            (None, false) => None,
+        };
+        Some(InlineEndpoint { spec: patch.into_spec()?, secret: secret? })
+    })
+}
+
 fn refuse_unbuilt(request: &proto::PublishRequest, violations: &mut Violations) {
-    violations.unbuilt_if(request.inline_endpoint.is_some(), "inline_endpoint");
     violations.unbuilt_if(!request.ordering_key.is_empty(), "ordering_key");
     violations.unbuilt_if(request.deliver_time.is_some(), "deliver_time");
     violations.unbuilt_if(request.expire_time.is_some(), "expire_time");
@@ -155,6 +217,8 @@ mod tests {
 
     use super::super::tests::refused;
     use super::*;
+    use crate::domain::address::EgressRules;
+    use crate::domain::cloudevents::SourceTemplate;
 
     fn request(payload: &'static str) -> proto::PublishRequest {
         proto::PublishRequest {
@@ -165,7 +229,14 @@ mod tests {
     }
 
     fn parse(request: proto::PublishRequest) -> Result<NewEvent, Status> {
-        from_proto(request, 1_000, &SourceTemplate::default(), Violations::new())
+        let config = Config {
+            grpc_addr: ([127, 0, 0, 1], 0).into(),
+            payload_bytes_max: 1_000,
+            egress_rules: EgressRules::default(),
+            cloudevents_source: SourceTemplate::default(),
+            reflection: false,
+        };
+        from_proto(request, &config, Violations::new())
     }
 
     #[test]
@@ -202,8 +273,7 @@ mod tests {
     #[test]
     fn what_is_not_built_is_refused_by_name() {
         type Set = fn(&mut proto::PublishRequest);
-        let cases: [(&str, Set); 6] = [
-            ("inline_endpoint", |r| r.inline_endpoint = Some(proto::InlineEndpoint::default())),
+        let cases: [(&str, Set); 5] = [
             ("ordering_key", |r| r.ordering_key = "k".to_owned()),
             ("deliver_time", |r| r.deliver_time = Some(prost_types::Timestamp::default())),
             ("expire_time", |r| r.expire_time = Some(prost_types::Timestamp::default())),
@@ -216,6 +286,57 @@ mod tests {
             assert_eq!(refused(&parse(asked).expect_err(field)), (Code::Unimplemented, vec![field.to_owned()]));
         }
         assert!(parse(proto::PublishRequest { priority: 2, ..request("{}") }).is_ok());
+    }
+
+    #[test]
+    fn an_endpoint_that_comes_with_its_event_is_checked_like_any_other() {
+        let url = "https://example.com/hooks".to_owned();
+        let good = proto::InlineEndpoint {
+            endpoint: Some(proto::Endpoint { url: url.clone(), max_in_flight: 3, ..proto::Endpoint::default() }),
+            secret: "a-secret-of-our-own".to_owned(),
+        };
+        let asked = |inline: proto::InlineEndpoint| proto::PublishRequest {
+            tenant: "acme".to_owned(),
+            inline_endpoint: Some(inline),
+            ..request("{}")
+        };
+        let event = parse(asked(good.clone())).expect("valid");
+        let inline = event.inline_endpoint.as_ref().expect("it");
+        assert_eq!((inline.spec.max_in_flight, inline.secret.expose()), (3, "a-secret-of-our-own"));
+        assert!(!event.is_fan_out());
+
+        let bad = proto::InlineEndpoint {
+            endpoint: Some(proto::Endpoint {
+                tenant: "globex".to_owned(),
+                url: "x".to_owned(),
+                event_types: vec!["a".to_owned()],
+                filter: "not looked at".to_owned(),
+                external_id: "e".to_owned(),
+                ..proto::Endpoint::default()
+            }),
+            secret: String::new(),
+        };
+        let named = vec!["ep_01h455vb4pex5vsknk084sn02q".to_owned()];
+        let bad = proto::PublishRequest { endpoint_ids: named, ..asked(bad) };
+        let (code, mut paths) = refused(&parse(bad).expect_err("bad"));
+        paths.sort();
+        assert_eq!(code, Code::InvalidArgument);
+        let inside = [
+            "endpoint.event_types",
+            "endpoint.external_id",
+            "endpoint.filter",
+            "endpoint.tenant",
+            "endpoint.url",
+            "secret",
+        ];
+        let mut expected: Vec<_> = inside.iter().map(|path| format!("inline_endpoint.{path}")).collect();
+        expected.insert(0, "inline_endpoint".to_owned());
+        assert_eq!(paths, expected);
+        let nothing = parse(asked(proto::InlineEndpoint::default())).expect_err("no endpoint");
+        assert_eq!(refused(&nothing).1, ["inline_endpoint.endpoint"]);
+        let unbuilt = proto::Endpoint { url, ca_pem: "x".to_owned(), ..proto::Endpoint::default() };
+        let unbuilt = parse(asked(proto::InlineEndpoint { endpoint: Some(unbuilt), ..good })).expect_err("not built");
+        assert_eq!(refused(&unbuilt), (Code::Unimplemented, vec!["inline_endpoint.endpoint.ca_pem".to_owned()]));
     }
 
     #[test]

@@ -23,6 +23,8 @@ use crate::domain::pattern::EventPattern;
 pub(super) struct Violations {
     /// The place in a batch, which every path then begins with.
     request: Option<usize>,
+    /// The message that is looked at inside the request, which paths then begin with.
+    inside: Option<&'static str>,
     invalid: Vec<(String, String)>,
     unbuilt: Vec<String>,
 }
@@ -36,6 +38,14 @@ impl Violations {
     /// For one request of a batch: its paths begin with `requests[n].`.
     pub(super) fn of_request(place: usize) -> Self {
         Self { request: Some(place), ..Self::default() }
+    }
+
+    /// Looks at a message inside the request, whose fields' paths begin with its name.
+    pub(super) fn inside<T>(&mut self, name: &'static str, look: impl FnOnce(&mut Self) -> T) -> T {
+        let outer = self.inside.replace(name);
+        let found = look(self);
+        self.inside = outer;
+        found
     }
 
     /// Notes a bad field.
@@ -121,9 +131,13 @@ impl Violations {
     }
 
     fn path(&self, path: Cow<'static, str>) -> String {
+        let path = match self.inside {
+            Some(name) => format!("{name}.{path}"),
+            None => path.into_owned(),
+        };
         match self.request {
             Some(place) => format!("requests[{place}].{path}"),
-            None => path.into_owned(),
+            None => path,
         }
     }
 }

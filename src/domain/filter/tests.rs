@@ -26,6 +26,7 @@ fn event(payload: &str, content_type: &str) -> NewEvent {
         metadata: BTreeMap::from([("region".to_owned(), "eu".to_owned())]),
         source: None,
         endpoint_ids: Vec::new(),
+        inline_endpoint: None,
     }
 }
 

@@ -5,7 +5,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use super::{PublishError, Published, PublishedDelivery, Waiting};
+use super::{PublishError, Published, PublishedDelivery, Waiting, unready};
 use crate::domain::event::NewEvent;
 use crate::domain::fields::Tenant;
 use crate::domain::id::{DeliveryId, EndpointId, EventId};
@@ -199,7 +199,7 @@ impl Planner<'_> {
             Recipients::Known(version, recipients) => (version, recipients),
             Recipients::Unjudged(tenant) => return Ok(Step::Judge(tenant)),
         };
-        let is_fan_out = event.endpoint_ids.is_empty();
+        let is_fan_out = event.is_fan_out();
         let fingerprint = event.idempotency_key.as_ref().map(|_| Fingerprint::of(event));
         let known = match (&event.idempotency_key, &fingerprint) {
             (Some(key), Some(fingerprint)) => known_keys
@@ -243,28 +243,41 @@ impl Planner<'_> {
 
     async fn recipients(&self, one: &Waiting) -> std::result::Result<Recipients, PublishError> {
         let event = &one.event;
-        let mut tenant = match self.store.directory.known(&event.tenant) {
-            Some(known) => known,
-            None => self.load(&event.tenant).await?,
-        };
+        if let Some(inline) = one.inline {
+            return Ok(Recipients::Known(self.tenant(&event.tenant).await?.version, vec![inline]));
+        }
+        let mut tenant = self.tenant(&event.tenant).await?;
         if event.endpoint_ids.is_empty() {
             return Ok(matching(one, tenant));
         }
-        // An unknown one may have been registered since.
+        // An unknown one may have been registered since, or be unlisted.
+        let mut unlisted = Vec::new();
         if event.endpoint_ids.iter().any(|id| tenant.recipient(*id).is_none()) {
             tenant = self.load(&event.tenant).await?;
+            let unknown: Vec<_> =
+                event.endpoint_ids.iter().copied().filter(|id| tenant.recipient(*id).is_none()).collect();
+            if !unknown.is_empty() {
+                unlisted = self.store.unlisted(&event.tenant, &unknown).await.map_err(unready)?;
+            }
         }
-        let named = |id: &EndpointId| tenant.recipient(*id).ok_or(PublishError::EndpointNotFound(*id));
+        let named = |id: &EndpointId| {
+            let known = tenant.recipient(*id).or_else(|| unlisted.iter().find(|one| one.id == *id).copied());
+            known.ok_or(PublishError::EndpointNotFound(*id))
+        };
         let recipients = event.endpoint_ids.iter().map(named).collect::<std::result::Result<_, _>>()?;
         Ok(Recipients::Known(tenant.version, recipients))
     }
 
+    /// A tenant's endpoints as last read.
+    async fn tenant(&self, tenant: &Tenant) -> std::result::Result<Arc<TenantEndpoints>, PublishError> {
+        match self.store.directory.known(tenant) {
+            Some(known) => Ok(known),
+            None => self.load(tenant).await,
+        }
+    }
+
     async fn load(&self, tenant: &Tenant) -> std::result::Result<Arc<TenantEndpoints>, PublishError> {
-        let loaded: Result<_> = self.store.directory.load(&self.store.engine, tenant).await;
-        loaded.map_err(|error| {
-            tracing::warn!(%error, "a tenant's endpoints could not be read");
-            if error.is_passing() { PublishError::Unavailable } else { PublishError::Internal }
-        })
+        self.store.directory.load(&self.store.engine, tenant).await.map_err(unready)
     }
 }
 

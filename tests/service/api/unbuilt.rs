@@ -118,7 +118,6 @@ async fn fields_of_an_event_that_are_not_built_are_named() {
     let service = service().await;
     let mut client = service.client.clone();
     let set = PublishRequest {
-        inline_endpoint: Some(InlineEndpoint::default()),
         priority: Priority::High.into(),
         ordering_key: "k".to_owned(),
         deliver_time: Some(prost_types::Timestamp { seconds: 4_000_000_000, nanos: 0 }),
@@ -127,7 +126,7 @@ async fn fields_of_an_event_that_are_not_built_are_named() {
     };
     let refusal = client.publish(set.clone()).await.expect_err("not built");
     assert_eq!(reason(&refusal), told(Code::Unimplemented, "NOT_BUILT"));
-    let expected = ["deliver_time", "expire_time", "inline_endpoint", "ordering_key", "priority"];
+    let expected = ["deliver_time", "expire_time", "ordering_key", "priority"];
     assert_eq!(fields(&refusal), expected);
     client.publish(PublishRequest { priority: Priority::Normal.into(), ..event("a") }).await.expect("the default");
 

@@ -1,0 +1,130 @@
+//! Endpoints' rows to domain values and back.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use sqlx::Row;
+use sqlx::postgres::PgRow;
+use sqlx::types::Json;
+
+use super::LaneEndpoint;
+use crate::domain::endpoint::{
+    Endpoint, EndpointSpec, EndpointState, Health, PayloadFormat, SecretInfo, SignatureScheme,
+};
+use crate::domain::fields::Tenant;
+use crate::domain::filter::Filter;
+use crate::domain::headers::OwnHeaders;
+use crate::domain::id::EndpointId;
+use crate::domain::pattern::EventPattern;
+use crate::domain::retry::RetryPolicy;
+use crate::domain::url::EndpointUrl;
+use crate::store::error::{Error, Result};
+use crate::store::secrets;
+use crate::store::types::{PgTime, count, stored};
+
+/// A query that answers one column.
+type Query<'q, T> = sqlx::query::QueryScalar<'q, sqlx::Postgres, T, sqlx::postgres::PgArguments>;
+
+/// Binds the columns of a spec in the order that the statements which write one share.
+pub(in crate::store) fn bind_spec<'q, T>(query: Query<'q, T>, spec: &EndpointSpec) -> Query<'q, T> {
+    query
+        .bind(spec.url.as_str().to_owned())
+        .bind(spec.url.redacted())
+        .bind(spec.description.clone())
+        .bind(spec.event_types.iter().map(EventPattern::to_string).collect::<Vec<_>>())
+        .bind(spec.signature_scheme.number())
+        .bind(spec.payload_format.number())
+        .bind(spec.retry_policy.clone().map(Json))
+        .bind(i32::try_from(spec.timeout.as_millis()).unwrap_or(i32::MAX))
+        .bind(spec.max_in_flight.cast_signed())
+        .bind(Json(spec.labels.clone()))
+        .bind(spec.external_id.clone())
+        .bind(Json(spec.headers.entries().clone()))
+        .bind(Json(spec.event_retry_policies.clone()))
+        .bind(spec.filter.as_ref().map(|filter| filter.as_str().to_owned()))
+}
+
+pub(in crate::store) fn read_endpoint(row: &PgRow) -> Result<Endpoint> {
+    let versions: Option<Vec<i32>> = row.try_get("versions")?;
+    let create_times: Option<Vec<PgTime>> = row.try_get("create_times")?;
+    let expire_times: Option<Vec<Option<PgTime>>> = row.try_get("expire_times")?;
+    let secrets = versions
+        .unwrap_or_default()
+        .into_iter()
+        .zip(create_times.unwrap_or_default())
+        .zip(expire_times.unwrap_or_default())
+        .map(|((version, created), expires)| SecretInfo {
+            version: count(version),
+            create_time: created.0,
+            expire_time: expires.map(|time| time.0),
+        })
+        .collect();
+    let time = |column: &str| -> Result<_> { Ok(row.try_get::<Option<PgTime>, _>(column)?.map(|time| time.0)) };
+    Ok(Endpoint {
+        id: EndpointId::from_uuid(row.try_get("id")?),
+        tenant: Tenant::from_stored(row.try_get("tenant")?),
+        spec: read_spec(row)?,
+        is_inline: row.try_get::<Option<&[u8]>, _>("inline_digest")?.is_some(),
+        state: stored("endpoint state", row.try_get("state")?, EndpointState::from_number)?,
+        version: row.try_get("version")?,
+        create_time: row.try_get::<PgTime, _>("create_time")?.0,
+        update_time: row.try_get::<PgTime, _>("update_time")?.0,
+        health: Health {
+            score: row.try_get::<Option<f64>, _>("score")?.unwrap_or(1.0),
+            consecutive_failures: count(row.try_get::<Option<i32>, _>("consecutive_failures")?.unwrap_or_default()),
+            last_success_time: time("last_success_time")?,
+            last_failure_time: time("last_failure_time")?,
+        },
+        filter_error_count: u64::try_from(row.try_get::<Option<i64>, _>("filter_error_count")?.unwrap_or_default())
+            .unwrap_or_default(),
+        secrets,
+        public_key: row.try_get("public_key")?,
+    })
+}
+
+pub(in crate::store) fn read_spec(row: &PgRow) -> Result<EndpointSpec> {
+    let patterns: Vec<String> = row.try_get("event_types")?;
+    Ok(EndpointSpec {
+        url: read_url(row)?,
+        description: row.try_get("description")?,
+        event_types: read_patterns(&patterns)?,
+        signature_scheme: stored("signature scheme", row.try_get("signature_scheme")?, SignatureScheme::from_number)?,
+        payload_format: stored("payload format", row.try_get("payload_format")?, PayloadFormat::from_number)?,
+        retry_policy: row.try_get::<Option<Json<RetryPolicy>>, _>("retry_policy")?.map(|policy| policy.0),
+        event_retry_policies: row.try_get::<Json<_>, _>("event_retry_policies")?.0,
+        timeout: Duration::from_millis(u64::from(count(row.try_get("timeout_ms")?))),
+        max_in_flight: count(row.try_get("max_in_flight")?),
+        labels: row.try_get::<Json<BTreeMap<String, String>>, _>("labels")?.0,
+        external_id: row.try_get("external_id")?,
+        headers: read_headers(row)?,
+        filter: row.try_get::<Option<&str>, _>("filter")?.map(Filter::from_stored),
+    })
+}
+
+pub(in crate::store) fn read_lane_endpoint(row: &PgRow) -> Result<LaneEndpoint> {
+    Ok(LaneEndpoint {
+        id: EndpointId::from_uuid(row.try_get("id")?),
+        version: row.try_get("version")?,
+        url: read_url(row)?,
+        headers: read_headers(row)?,
+        secrets: secrets::read(row)?,
+        retry_policy: row.try_get::<Option<Json<RetryPolicy>>, _>("retry_policy")?.map(|policy| policy.0),
+        event_retry_policies: row.try_get::<Json<_>, _>("event_retry_policies")?.0,
+        timeout: Duration::from_millis(u64::from(count(row.try_get("timeout_ms")?))),
+        max_in_flight: count(row.try_get("max_in_flight")?),
+    })
+}
+
+fn read_headers(row: &PgRow) -> Result<OwnHeaders> {
+    Ok(OwnHeaders::from_stored(row.try_get::<Json<_>, _>("headers")?.0))
+}
+
+fn read_url(row: &PgRow) -> Result<EndpointUrl> {
+    let text: String = row.try_get("url")?;
+    EndpointUrl::from_stored(&text).ok_or_else(|| Error::Unreadable("an endpoint URL".to_owned()))
+}
+
+pub(in crate::store) fn read_patterns(texts: &[String]) -> Result<Vec<EventPattern>> {
+    let parse = |text: &String| EventPattern::parse(text).map_err(|_| Error::Unreadable(format!("the pattern {text}")));
+    texts.iter().map(parse).collect()
+}
