@@ -204,6 +204,23 @@ async fn a_stale_claim_completes_renews_and_releases_nothing() {
 }
 
 #[tokio::test]
+async fn a_completion_that_is_written_again_changes_nothing() {
+    let (store, _, endpoint, ids) = waiting(3).await;
+    let claimed = claim(&store, endpoint, 3).await;
+    let all = [success(&claimed[0]), retry(&claimed[1]), retry(&claimed[2])];
+    assert_eq!(store.complete(&all).await.expect("completed").won.len(), 3);
+    // The claim of a retried one is over, although its fence is the same until the next claim.
+    assert!(store.complete(&all).await.expect("completed").won.is_empty());
+    assert!(store.complete(&[success(&claimed[2])]).await.expect("completed").won.is_empty());
+    for (id, expected) in [(ids[0], DeliveryState::Succeeded), (ids[1], DeliveryState::Retrying)] {
+        let record = store.delivery(id).await.expect("read").expect("there");
+        assert_eq!((record.row.state, record.attempts.len()), (expected, 1));
+    }
+    let again = claim(&store, endpoint, 3).await;
+    assert_eq!(again.iter().map(|one| (one.attempt, one.retries_spent)).collect::<Vec<_>>(), [(2, 1), (2, 1)]);
+}
+
+#[tokio::test]
 async fn a_released_claim_spends_no_attempt() {
     let (store, _, endpoint, ids) = waiting(1).await;
     let claimed = claim(&store, endpoint, 1).await;

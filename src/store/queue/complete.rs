@@ -78,6 +78,8 @@ pub struct Settled {
 /// Completions of one statement at most: beyond it, finding a row's place in the arrays begins to weigh.
 const BATCH_MAX: usize = 128;
 
+/// A retry leaves the fence as it is, so a claim is over when its row is no longer in flight: that is what a batch finds
+/// which is written again because nobody heard of its commit.
 /// The score is capped because the sum of a batch's weights may be a rounding error above 1, which the CHECK refuses.
 /// Locks the deliveries in id order (an index scan visits an array's values in order) by `outstanding_pkey`, then the
 /// endpoints' health in id order; the `any` keeps that join from scanning every endpoint's. `$1` are all ids, `$2` those
@@ -86,7 +88,7 @@ const BATCH_MAX: usize = 128;
 pub(in crate::store) const COMPLETE: &str = "
 with settled as (
   delete from outstanding o
-  where o.id = any($2::uuid[]) and o.claim_gen = ($4::int[])[array_position($1::uuid[], o.id)]
+  where o.id = any($2::uuid[]) and o.claim_gen = ($4::int[])[array_position($1::uuid[], o.id)] and o.state = 2
   returning o.id, o.endpoint_id, o.event_id, o.claim_gen, o.priority, o.payload_format, o.tenant, o.event_type,
             o.last_status, o.last_error, o.replica, o.cancel_requested, array_position($1::uuid[], o.id) as i
 ), moved as (
@@ -115,7 +117,7 @@ with settled as (
       last_status = ($12::int[])[array_position($1::uuid[], o.id)],
       last_error = ($16::text[])[array_position($1::uuid[], o.id)]
   where o.id = any($3::uuid[]) and o.claim_gen = ($4::int[])[array_position($1::uuid[], o.id)]
-    and not o.cancel_requested
+    and o.state = 2 and not o.cancel_requested
   returning o.id, o.endpoint_id, o.event_id, o.priority, o.tenant, o.event_type, o.replica, o.due_at,
             array_position($1::uuid[], o.id) as i
 ), ended as (
