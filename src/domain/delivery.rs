@@ -40,6 +40,23 @@ pub const LOST_ATTEMPTS_MAX: u32 = 10;
 /// How long a Retry-After may hold an endpoint's whole lane.
 pub const LANE_HOLD_MAX: Duration = Duration::from_secs(300);
 
+/// Why a claimed delivery is ended without a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unsent {
+    /// Somebody canceled it while its worker was lost.
+    Canceled,
+    /// [`LOST_ATTEMPTS_MAX`] of its attempts were lost.
+    LostTooOften,
+}
+
+/// Decides whether a claim's request leaves: `None` where it does.
+pub const fn unsent(cancel_requested: bool, lost_count: u32) -> Option<Unsent> {
+    if cancel_requested {
+        return Some(Unsent::Canceled);
+    }
+    if lost_count >= LOST_ATTEMPTS_MAX { Some(Unsent::LostTooOften) } else { None }
+}
+
 /// What follows from an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decision {
@@ -130,6 +147,13 @@ mod tests {
             check(outcome, 0, retry);
         }
         check(Blocked, 0, Decision::Fail);
+    }
+
+    #[test]
+    fn canceled_and_often_lost_deliveries_are_not_sent() {
+        assert_eq!(unsent(false, LOST_ATTEMPTS_MAX - 1), None);
+        assert_eq!(unsent(false, LOST_ATTEMPTS_MAX), Some(Unsent::LostTooOften));
+        assert_eq!(unsent(true, LOST_ATTEMPTS_MAX), Some(Unsent::Canceled));
     }
 
     #[test]

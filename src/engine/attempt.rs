@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 
 use super::Shared;
 use super::roster::Prepared;
-use crate::domain::delivery::{Decision, LOST_ATTEMPTS_MAX, lane_hold, settle};
+use crate::domain::delivery::{Decision, LOST_ATTEMPTS_MAX, Unsent, lane_hold, settle, unsent};
 use crate::domain::event::Event;
 use crate::domain::id::EndpointId;
 use crate::egress::Outgoing;
@@ -69,11 +69,10 @@ pub(super) async fn run(shared: Arc<Shared>, ready: Ready, ended: mpsc::Unbounde
 
 /// What a claim comes to that is not to be sent; `None` where it is.
 pub(super) fn without_request(claimed: &Claimed) -> Option<Settlement> {
-    if claimed.cancel_requested {
-        return Some(Settlement::Canceled(CANCELED_REASON.to_owned()));
-    }
-    (claimed.lost_count >= LOST_ATTEMPTS_MAX)
-        .then(|| Settlement::Failed(format!("{LOST_ATTEMPTS_MAX} attempts were lost with their workers")))
+    Some(match unsent(claimed.cancel_requested, claimed.lost_count)? {
+        Unsent::Canceled => Settlement::Canceled(CANCELED_REASON.to_owned()),
+        Unsent::LostTooOften => Settlement::Failed(format!("{LOST_ATTEMPTS_MAX} attempts were lost with their workers")),
+    })
 }
 
 /// Ends a claim without a request: the attempt it would have been is not counted.
