@@ -71,6 +71,7 @@ impl App {
                 store: Arc::clone(&store),
                 publisher: Publisher::start(&store),
                 live: Live::start(Arc::clone(&store), draining.clone()),
+                egress: egress.clone(),
             };
             let serving = api::serve(listener, services, config.api, api::Health::new(), draining.clone());
             api_task = Some(tokio::spawn(async move {

@@ -11,7 +11,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("egress", &["domain"]),
     ("live", &["store", "domain"]),
     ("engine", &["store", "egress", "domain"]),
-    ("api", &["live", "store", "domain"]),
+    // The egress for TestEndpoint alone: see `the_api_sends_test_requests_alone`.
+    ("api", &["live", "store", "egress", "domain"]),
     ("ops", &["store"]),
     ("telemetry", &[]),
 ];
@@ -109,6 +110,14 @@ fn the_http_client_stands_in_the_egress_alone() {
         for usage in ["client::legacy", "hyper::client", "hyper_rustls"] {
             assert!(!code.contains(usage), "{} opens connections of its own", source.path.display());
         }
+    }
+}
+
+#[test]
+fn the_api_sends_test_requests_alone() {
+    for source in sources().iter().filter(|source| source.module == "api") {
+        let is_allowed = ["api/testing.rs", "api/server.rs"].iter().any(|place| source.path.ends_with(place));
+        assert!(is_allowed || !code(source).contains("egress::"), "{} sends past the engine", source.path.display());
     }
 }
 

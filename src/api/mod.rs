@@ -17,6 +17,7 @@ mod server;
 mod service;
 mod status;
 mod stream;
+mod testing;
 
 pub use self::health::Health;
 pub use self::server::{Config, Services, bind, serve};

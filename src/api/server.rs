@@ -21,6 +21,7 @@ use super::proto::webhook_service_server::WebhookServiceServer;
 use super::service::Webhooks;
 use crate::domain::address::EgressRules;
 use crate::domain::cloudevents::SourceTemplate;
+use crate::egress::Egress;
 use crate::live::Live;
 use crate::store::{Publisher, Store};
 
@@ -48,6 +49,8 @@ pub struct Services {
     pub publisher: Publisher,
     /// The live stream.
     pub live: Arc<Live>,
+    /// The way to receivers, for TestEndpoint alone: deliveries are the engine's.
+    pub egress: Egress,
 }
 
 /// Calls under way on one connection. One client channel is one connection, and hundreds of concurrent publishers on it

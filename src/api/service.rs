@@ -11,6 +11,7 @@ use super::proto::*;
 use super::server::{Config, Services};
 use super::status;
 use super::stream::{EventStream, STREAMS_MAX};
+use super::testing::TESTS_MAX;
 
 /// Everything a call works on.
 #[derive(Debug)]
@@ -21,12 +22,20 @@ pub(super) struct Webhooks {
     pub(super) shutdown: CancellationToken,
     /// Room for open streams.
     pub(super) streams: Arc<Semaphore>,
+    /// Room for test requests under way.
+    pub(super) tests: Semaphore,
 }
 
 impl Webhooks {
     /// The service over `services`.
     pub(super) fn new(services: Services, config: Config, shutdown: CancellationToken) -> Self {
-        Self { services, config, shutdown, streams: Arc::new(Semaphore::new(STREAMS_MAX)) }
+        Self {
+            services,
+            config,
+            shutdown,
+            streams: Arc::new(Semaphore::new(STREAMS_MAX)),
+            tests: Semaphore::new(TESTS_MAX),
+        }
     }
 }
 
@@ -65,6 +74,10 @@ impl WebhookService for Webhooks {
 
     async fn rotate_secret(&self, request: Request<RotateSecretRequest>) -> Answer<RotateSecretResponse> {
         self.rotate(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn test_endpoint(&self, request: Request<TestEndpointRequest>) -> Answer<TestEndpointResponse> {
+        self.test(request.into_inner()).await.map(Response::new)
     }
 
     async fn publish(&self, request: Request<PublishRequest>) -> Answer<PublishResponse> {
@@ -106,10 +119,6 @@ impl WebhookService for Webhooks {
     }
 
     // Not built yet.
-
-    async fn test_endpoint(&self, _: Request<TestEndpointRequest>) -> Answer<TestEndpointResponse> {
-        Err(status::unbuilt_call("TestEndpoint"))
-    }
 
     async fn list_dead_letters(&self, _: Request<ListDeadLettersRequest>) -> Answer<ListDeadLettersResponse> {
         Err(status::unbuilt_call("ListDeadLetters"))

@@ -213,9 +213,17 @@ pub(super) fn internal() -> Status {
 
 /// As many streams are open as may be.
 pub(super) fn too_many_streams() -> Status {
-    let message = "as many streams are open as may be";
+    quota("streams", "as many streams are open as may be")
+}
+
+/// As many test requests are under way as may be.
+pub(super) fn too_many_tests() -> Status {
+    quota("tests", "as many test requests are under way as may be")
+}
+
+fn quota(subject: &str, message: &str) -> Status {
     let mut details = ErrorDetails::with_retry_info(Some(RETRY_DELAY));
-    details.add_quota_failure_violation("streams", message);
+    details.add_quota_failure_violation(subject, message);
     refusal(Code::ResourceExhausted, "QUOTA", message, details)
 }
 

@@ -49,9 +49,11 @@ pub enum AttemptTrigger {
     Schedule = 1,
     /// RetryDelivery asked for it.
     Manual = 2,
+    /// TestEndpoint asked for it; such an attempt is of no delivery.
+    Test = 5,
 }
 
-stored_enum!(AttemptTrigger { Schedule, Manual });
+stored_enum!(AttemptTrigger { Schedule, Manual, Test });
 
 /// What the egress reports of one request.
 #[derive(Debug, Clone, PartialEq, Eq)]

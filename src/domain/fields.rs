@@ -84,6 +84,12 @@ pub fn parse_map(entries: impl IntoIterator<Item = (String, String)>) -> Result<
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ContentType(String);
 
+impl Default for ContentType {
+    fn default() -> Self {
+        Self(Self::DEFAULT.to_owned())
+    }
+}
+
 impl ContentType {
     /// The type of a payload that names none.
     pub const DEFAULT: &str = "application/json";
@@ -93,7 +99,7 @@ impl ContentType {
     /// Source: RFC 9110, section 8.3.1, without its empty parameters, so that RFC 2045 is met too.
     pub fn parse(text: &str) -> Result<Self, Problem> {
         if text.is_empty() {
-            return Ok(Self(Self::DEFAULT.to_owned()));
+            return Ok(Self::default());
         }
         if text.len() > 255 || !is_media_type(text) {
             return Err(Problem::new(

@@ -11,6 +11,7 @@ mod request;
 #[cfg(test)]
 mod tests;
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -103,6 +104,13 @@ impl Egress {
         }
     }
 
+    /// The headers that [`Self::send`] would send, but for the length of the body.
+    pub fn headers(&self, outgoing: &Outgoing<'_>) -> Vec<(String, String)> {
+        let request = request::assemble(outgoing, &self.user_agent);
+        let shown = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+        request.headers().iter().map(|(name, value)| (name.to_string(), shown(value))).collect()
+    }
+
     async fn exchange(
         &self,
         origin: &Origin,
@@ -117,6 +125,12 @@ impl Egress {
             self.pool.keep(origin, connection).await;
         }
         Ok(())
+    }
+}
+
+impl fmt::Debug for Egress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Egress").field("user_agent", &self.user_agent).finish_non_exhaustive()
     }
 }
 

@@ -71,7 +71,9 @@ pub(super) async fn run(shared: Arc<Shared>, ready: Ready, ended: mpsc::Unbounde
 pub(super) fn without_request(claimed: &Claimed) -> Option<Settlement> {
     Some(match unsent(claimed.cancel_requested, claimed.lost_count)? {
         Unsent::Canceled => Settlement::Canceled(CANCELED_REASON.to_owned()),
-        Unsent::LostTooOften => Settlement::Failed(format!("{LOST_ATTEMPTS_MAX} attempts were lost with their workers")),
+        Unsent::LostTooOften => {
+            Settlement::Failed(format!("{LOST_ATTEMPTS_MAX} attempts were lost with their workers"))
+        }
     })
 }
 

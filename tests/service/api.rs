@@ -16,6 +16,7 @@ mod refusals;
 mod retrying;
 mod secrets;
 mod streaming;
+mod testing;
 mod unbuilt;
 
 use std::collections::BTreeMap;

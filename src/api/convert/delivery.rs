@@ -89,7 +89,8 @@ pub(in crate::api) fn transition_to_proto(event: &TimelineEvent) -> proto::Deliv
     }
 }
 
-fn attempt_to_proto(attempt: Attempt) -> proto::Attempt {
+/// An attempt for an answer.
+pub(in crate::api) fn attempt_to_proto(attempt: Attempt) -> proto::Attempt {
     let has_duration = attempt.outcome.is_some_and(|outcome| outcome != AttemptOutcome::Lost);
     proto::Attempt {
         number: attempt.number,

@@ -152,7 +152,7 @@ fn drop_duplicates(ids: &mut Vec<EndpointId>) {
 }
 
 /// Checks that the bytes are one JSON text in UTF-8 (RFC 8259), nested no deeper than receivers can be expected to read.
-fn check_json(payload: &[u8]) -> Result<(), Problem> {
+pub(in crate::api) fn check_json(payload: &[u8]) -> Result<(), Problem> {
     if payload.is_empty() {
         return Err(Problem::new("is empty, which is not JSON; allowed is a JSON text, or another content_type"));
     }

@@ -194,6 +194,10 @@ async fn malformed_ids_are_bad_fields_and_unknown_ones_are_not_found() {
             let request = RotateSecretRequest { endpoint_id: id, ..RotateSecretRequest::default() };
             client().rotate_secret(request).await.map(drop)
         }
+        "TestEndpoint" => {
+            let request = TestEndpointRequest { endpoint_id: id, ..TestEndpointRequest::default() };
+            client().test_endpoint(request).await.map(drop)
+        }
         "Publish" => client().publish(PublishRequest { endpoint_ids: vec![id], ..event("a") }).await.map(drop),
         "GetEvent" => client().get_event(GetEventRequest { event_id: id }).await.map(drop),
         "GetDelivery" => client().get_delivery(GetDeliveryRequest { delivery_id: id }).await.map(drop),
@@ -205,6 +209,7 @@ async fn malformed_ids_are_bad_fields_and_unknown_ones_are_not_found() {
         ("UpdateEndpoint", "endpoint.id", "ep", "ENDPOINT_NOT_FOUND"),
         ("DeleteEndpoint", "endpoint_id", "ep", "ENDPOINT_NOT_FOUND"),
         ("RotateSecret", "endpoint_id", "ep", "ENDPOINT_NOT_FOUND"),
+        ("TestEndpoint", "endpoint_id", "ep", "ENDPOINT_NOT_FOUND"),
         ("Publish", "endpoint_ids[0]", "ep", "ENDPOINT_NOT_FOUND"),
         ("GetEvent", "event_id", "evt", "EVENT_NOT_FOUND"),
         ("GetDelivery", "delivery_id", "dlv", "DELIVERY_NOT_FOUND"),

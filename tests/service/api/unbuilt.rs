@@ -20,6 +20,7 @@ const BUILT: &[&str] = &[
     "PauseEndpoint",
     "ResumeEndpoint",
     "RotateSecret",
+    "TestEndpoint",
     "Publish",
     "PublishBatch",
     "GetEvent",
