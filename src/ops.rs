@@ -22,6 +22,8 @@ pub struct Config {
 
 /// How long the database may take to answer a look at it.
 const PING_MAX: Duration = Duration::from_secs(2);
+/// With the wait for a connection.
+const LOOK_MAX: Duration = Duration::from_secs(3);
 
 #[derive(Clone)]
 struct Probed {
@@ -46,7 +48,7 @@ pub async fn serve(
 
 impl Probed {
     async fn database(&self) -> Result<(), &'static str> {
-        match tokio::time::timeout(PING_MAX, self.store.ping()).await {
+        match tokio::time::timeout(LOOK_MAX, self.store.ping(PING_MAX)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err("unreachable"),
             Err(_) => Err("does not answer"),

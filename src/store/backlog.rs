@@ -7,9 +7,9 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use sqlx::PgPool;
 use sqlx::types::Uuid;
 
+use super::connections::Connections;
 use super::error::Result;
 use crate::domain::id::EndpointId;
 
@@ -48,14 +48,14 @@ const COUNT: &str = "select endpoint_id, count(*) from outstanding group by endp
 
 impl Backlog {
     /// Counts what is there.
-    pub(super) async fn start(pool: &PgPool, limits: Limits) -> Result<Self> {
+    pub(super) async fn start(pool: &Connections, limits: Limits) -> Result<Self> {
         let backlog = Self { limits, counts: Mutex::default() };
         backlog.count(pool).await?;
         Ok(backlog)
     }
 
     /// Counts again; answers how long that took.
-    pub(super) async fn count(&self, pool: &PgPool) -> Result<Duration> {
+    pub(super) async fn count(&self, pool: &Connections) -> Result<Duration> {
         let began = Instant::now();
         self.lock().since_count = Some(HashMap::new());
         let rows: Vec<(Uuid, i64)> = sqlx::query_as(COUNT).fetch_all(pool).await?;

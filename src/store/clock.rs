@@ -5,8 +5,7 @@
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Instant;
 
-use sqlx::PgPool;
-
+use super::connections::Connections;
 use super::error::Result;
 use super::types::{PgTime, micros};
 use crate::domain::id::new_uuid;
@@ -22,14 +21,14 @@ pub struct DbClock {
 
 impl DbClock {
     /// Reads the database's clock once.
-    pub async fn start(pool: &PgPool) -> Result<Self> {
+    pub(super) async fn start(pool: &Connections) -> Result<Self> {
         let clock = Self { started: Instant::now(), origin: AtomicI64::new(0) };
         clock.track(pool).await?;
         Ok(clock)
     }
 
     /// Reads the database's clock again: it may drift against ours, and another server may have taken over.
-    pub async fn track(&self, pool: &PgPool) -> Result<()> {
+    pub(super) async fn track(&self, pool: &Connections) -> Result<()> {
         let before = self.started.elapsed();
         let PgTime(told) = sqlx::query_scalar("select clock_timestamp()").fetch_one(pool).await?;
         let after = self.started.elapsed();

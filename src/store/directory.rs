@@ -7,8 +7,9 @@ use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use sqlx::{PgPool, Row};
+use sqlx::Row;
 
+use super::connections::Connections;
 use super::endpoints::rows::read_patterns;
 use super::error::Result;
 use super::types::stored;
@@ -61,7 +62,7 @@ const VERSIONS: &str = "select tenant, config_version from tenants where tenant 
 
 impl Directory {
     /// Reads anew those of the tenants that have changed since they were read.
-    pub(super) async fn refresh(&self, pool: &PgPool, tenants: &HashSet<&Tenant>) -> Result<()> {
+    pub(super) async fn refresh(&self, pool: &Connections, tenants: &HashSet<&Tenant>) -> Result<()> {
         let names: Vec<&str> = tenants.iter().map(|tenant| tenant.as_str()).collect();
         let versions: Vec<(String, i64)> = sqlx::query_as(VERSIONS).bind(names).fetch_all(pool).await?;
         for (name, version) in versions {
@@ -84,7 +85,7 @@ impl Directory {
     }
 
     /// Reads the tenant's endpoints anew.
-    pub(super) async fn load(&self, pool: &PgPool, tenant: &Tenant) -> Result<Arc<TenantEndpoints>> {
+    pub(super) async fn load(&self, pool: &Connections, tenant: &Tenant) -> Result<Arc<TenantEndpoints>> {
         let rows = sqlx::query(LOAD).bind(tenant.as_str()).fetch_all(pool).await?;
         let mut loaded = TenantEndpoints {
             version: rows.first().map_or(Ok(0), |row| row.try_get("version"))?,

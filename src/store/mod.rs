@@ -4,6 +4,7 @@
 
 mod backlog;
 mod clock;
+mod connections;
 mod directory;
 mod endpoints;
 mod error;
@@ -25,8 +26,7 @@ mod tail;
 mod types;
 
 use std::sync::Arc;
-
-use sqlx::PgPool;
+use std::time::Duration;
 
 pub use self::backlog::Limits;
 pub use self::clock::DbClock;
@@ -43,6 +43,7 @@ pub use self::secrets::{RotateError, Rotation};
 pub use self::tail::{Cursor, TimelineEvent, TransitionKind};
 
 use self::backlog::Backlog;
+use self::connections::Connections;
 use self::directory::Directory;
 use self::filter_errors::FilterErrors;
 use self::publish::Judges;
@@ -52,9 +53,9 @@ use self::recent::Recent;
 #[derive(Debug)]
 pub struct Store {
     /// Publish, claim, complete: their plans are guarded (see `pool`).
-    engine: PgPool,
+    engine: Connections,
     /// Readers and rare writers, with the planner's defaults.
-    reader: PgPool,
+    reader: Connections,
     clock: DbClock,
     directory: Directory,
     backlog: Backlog,
@@ -120,15 +121,15 @@ impl Store {
         self.grown.subscribe()
     }
 
-    /// Whether the database answers.
-    pub async fn ping(&self) -> Result<()> {
-        sqlx::query("select 1").execute(&self.reader).await?;
+    /// Whether the database answers by then.
+    pub async fn ping(&self, limit: Duration) -> Result<()> {
+        sqlx::query("select 1").execute(&self.reader.within(limit)).await?;
         Ok(())
     }
 
     /// Re-reads what is only tracked: the clock's offset. Cheap; call it every few seconds.
     pub async fn track_clock(&self) -> Result<()> {
-        self.clock.track(&self.reader).await
+        self.clock.track(&self.reader.within(CLOCK_PATIENCE)).await
     }
 
     /// Makes the partitions of the coming days, where they are missing.
@@ -150,6 +151,9 @@ impl Store {
         }
     }
 }
+
+/// How long the clock may take to be read; a later answer would tell an old time.
+const CLOCK_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Batches of hints kept for a slow reader.
 const DUE_HINTS_MAX: usize = 1_024;

@@ -5,8 +5,9 @@
 
 use std::time::Duration;
 
-use sqlx::{AssertSqlSafe, PgPool, Row};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row};
 
+use super::connections::Connections;
 use super::error::Result;
 use super::types::{PgTime, micros};
 use crate::domain::id::uuid_floor;
@@ -15,6 +16,8 @@ use crate::domain::time::Timestamp;
 /// How many days ahead partitions are made.
 const DAYS_AHEAD: u32 = 7;
 const DAY: Duration = Duration::from_secs(24 * 3600);
+/// Dozens of statements, and the wait for other replicas.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Serializes the replicas' chores; any constant that nobody else uses ("hooklane").
 const LOCK: i64 = 0x686f_6f6b_6c61_6e65;
 
@@ -29,8 +32,18 @@ const PARENTS: [(&str, Key); 4] =
     [("events", Key::Id), ("timeline", Key::Time), ("settled_succeeded", Key::Time), ("settled_failed", Key::Time)];
 
 /// Makes the partitions from yesterday (a clock may be a little behind) to [`DAYS_AHEAD`] days from now.
-pub(super) async fn ensure(pool: &PgPool) -> Result<()> {
-    let mut transaction = pool.begin().await?;
+pub(super) async fn ensure(connections: &Connections) -> Result<()> {
+    let connections = connections.within(PATIENCE);
+    let mut connection = connections.lend().await?;
+    let ensured = connections.bounded(ensure_on(&mut connection)).await?;
+    connection.give_back();
+    ensured
+}
+
+async fn ensure_on(connection: &mut PgConnection) -> Result<()> {
+    let mut transaction = connection.begin().await?;
+    // Replicas that start at once wait for each other.
+    sqlx::query("set local statement_timeout = '30s'").execute(&mut *transaction).await?;
     sqlx::query("select pg_advisory_xact_lock($1)").bind(LOCK).execute(&mut *transaction).await?;
     let row = sqlx::query(
         "select date_trunc('day', now()) as today,

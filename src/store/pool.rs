@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{ConnectOptions, Connection, PgConnection, PgPool};
+use sqlx::{ConnectOptions, Connection, PgConnection};
 
 use super::backlog::Limits;
+use super::connections::{Connections, Doubt};
 use super::error::Error;
 
 /// Which database, and how much of it this process takes.
@@ -67,22 +68,28 @@ const ENGINE_PLANNER: [(&str, &str); 6] = [
     ("plan_cache_mode", "force_generic_plan"),
 ];
 
-/// What every connection has: our schema first, and an end to whatever hangs.
+/// What every connection has: our schema first, and an end to whatever hangs. The server gives up a statement before we
+/// give up its connection ([`PATIENCE`]), so that one which is slow costs no connection.
 const EVERY_CONNECTION: [(&str, &str); 7] = [
     ("search_path", "hooklane,pg_catalog"),
     ("application_name", "hooklane"),
     ("timezone", "UTC"),
-    ("statement_timeout", "30s"),
+    ("statement_timeout", "8s"),
     ("idle_in_transaction_session_timeout", "15s"),
     ("tcp_user_timeout", "20s"),
     ("jit", "off"),
 ];
 
-/// How long a caller waits for a free connection.
+/// How long a caller waits for a free connection, or for one to be opened.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long an answer is waited for. With the wait for a connection this bounds how long work stands still after a link
+/// that swallowed packets works again.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a migration may take: it rewrites or indexes what is there.
+const MIGRATION_STATEMENT_TIMEOUT: &str = "set statement_timeout = '30s'";
 
 /// The engine's pool and the readers'.
-pub(super) async fn connect(config: &Config) -> Result<(PgPool, PgPool), ConnectError> {
+pub(super) async fn connect(config: &Config) -> Result<(Connections, Connections), ConnectError> {
     let options = PgConnectOptions::from_str(&config.database_url)
         .map_err(ConnectError::Url)?
         .statement_cache_capacity(64)
@@ -105,8 +112,10 @@ pub(super) async fn connect(config: &Config) -> Result<(PgPool, PgPool), Connect
     check_server(&mut probe).await?;
     // Whatever its farewell meets, it is gone.
     let _ = probe.close().await;
-    let reader = pool(readers_max).connect_lazy_with(for_readers);
-    let engine = pool((config.connections_max - readers_max).max(3)).connect_lazy_with(for_engine(options));
+    let doubt = Doubt::none();
+    let open = |size: u32, options: PgConnectOptions| Connections::open_lazily(pool(size), options, &doubt, PATIENCE);
+    let reader = open(readers_max, for_readers);
+    let engine = open((config.connections_max - readers_max).max(3), for_engine(options));
     Ok((engine, reader))
 }
 
@@ -143,15 +152,19 @@ async fn check_server(connection: &mut PgConnection) -> Result<(), ConnectError>
 }
 
 /// Applies what is missing. Replicas that start at once take turns by the migrator's advisory lock.
-pub(super) async fn migrate(pool: &PgPool) -> Result<(), ConnectError> {
+pub(super) async fn migrate(connections: &Connections) -> Result<(), ConnectError> {
+    // Not given back: the pool's others have another timeout.
+    let mut connection = connections.lend().await?;
     // The migrator keeps its own table in the first schema of the search path, so that schema comes first.
-    let exists: bool = sqlx::query_scalar("select to_regnamespace('hooklane') is not null").fetch_one(pool).await?;
+    let exists: bool =
+        sqlx::query_scalar("select to_regnamespace('hooklane') is not null").fetch_one(&mut *connection).await?;
     if !exists {
-        match sqlx::query("create schema if not exists hooklane").execute(pool).await.map_err(Error::from) {
+        match sqlx::query("create schema if not exists hooklane").execute(&mut *connection).await.map_err(Error::from) {
             // Two sessions that create it at once: one of them finds the name taken. It exists, then.
             Ok(_) | Err(Error::Data(_)) => {}
             Err(other) => return Err(other.into()),
         }
     }
-    MIGRATOR.run(pool).await.map_err(ConnectError::Migrate)
+    sqlx::query(MIGRATION_STATEMENT_TIMEOUT).execute(&mut *connection).await?;
+    MIGRATOR.run(&mut *connection).await.map_err(ConnectError::Migrate)
 }

@@ -96,6 +96,9 @@ const BATCH_EVENTS_MAX: usize = 256;
 const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Deliveries of one statement, about: one more event than that may go.
 const BATCH_DELIVERIES_MAX: usize = 4_000;
+/// How long a caller waits for its answer: a statement and the wait for its connection. While the database does not
+/// answer, batches take that long each, and who stands far back in the queue would wait for all of those before it.
+const ANSWER_MAX: Duration = Duration::from_secs(15);
 /// How often a batch is planned anew before its callers are told to try again: each time somebody else has changed
 /// an endpoint or taken a key meanwhile.
 const ROUNDS_MAX: usize = 32;
@@ -130,19 +133,22 @@ impl Publisher {
 
     /// Publishes one event; answers once it is committed, or was not.
     pub async fn publish(&self, event: NewEvent) -> Result<Published, PublishError> {
-        let (reply, answer) = oneshot::channel();
-        let verdicts = match self.store.directory.known_with_filters(&event.tenant) {
-            Some(tenant) if event.is_fan_out() => Some(self.store.judges.judge(&tenant, &event).await),
-            // Of a tenant that is not known yet the committer learns whether there are filters.
-            _ => None,
+        let answered = async {
+            let verdicts = match self.store.directory.known_with_filters(&event.tenant) {
+                Some(tenant) if event.is_fan_out() => Some(self.store.judges.judge(&tenant, &event).await),
+                // Of a tenant that is not known yet the committer learns whether there are filters.
+                _ => None,
+            };
+            let inline = match &event.inline_endpoint {
+                Some(inline) => Some(self.store.inline_recipient(&event.tenant, inline).await.map_err(unready)?),
+                None => None,
+            };
+            let (reply, answer) = oneshot::channel();
+            let waiting = Waiting { event, inline, verdicts, sent_back: 0, reply };
+            self.queue.send(waiting).await.map_err(|_| PublishError::Unavailable)?;
+            answer.await.unwrap_or(Err(PublishError::Internal))
         };
-        let inline = match &event.inline_endpoint {
-            Some(inline) => Some(self.store.inline_recipient(&event.tenant, inline).await.map_err(unready)?),
-            None => None,
-        };
-        let waiting = Waiting { event, inline, verdicts, sent_back: 0, reply };
-        self.queue.send(waiting).await.map_err(|_| PublishError::Unavailable)?;
-        answer.await.unwrap_or(Err(PublishError::Internal))
+        tokio::time::timeout(ANSWER_MAX, answered).await.unwrap_or(Err(PublishError::Unavailable))
     }
 }
 
@@ -213,6 +219,8 @@ struct Committer {
 impl Committer {
     /// Publishes a batch to the end: everybody in it is answered, or will be.
     async fn commit(&self, mut waiting: Vec<Waiting>) {
+        // Nobody waits for these any more: they were told that nothing is known of their event, or have gone away.
+        waiting.retain(|one| !one.reply.is_closed());
         for _ in 0..ROUNDS_MAX {
             let Planned { plans, later: mut again, unjudged } = plan::plan(&self.store, waiting).await;
             for (one, tenant) in unjudged {

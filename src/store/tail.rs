@@ -4,10 +4,11 @@
 //! it and is visible now. A sequence would skip rows that commit late; waiting for the oldest running transaction would
 //! stall behind any writer left open anywhere in the cluster.
 
+use sqlx::Row;
 use sqlx::postgres::PgRow;
-use sqlx::{PgPool, Row};
 
 use super::Store;
+use super::connections::Connections;
 use super::error::Result;
 use super::history::read_timeline_attempt;
 use super::types::{PgTime, count, stored};
@@ -114,7 +115,7 @@ impl Store {
     }
 }
 
-async fn read_since(pool: &PgPool, cursor: &Cursor) -> Result<(Vec<TimelineEvent>, Cursor)> {
+async fn read_since(pool: &Connections, cursor: &Cursor) -> Result<(Vec<TimelineEvent>, Cursor)> {
     let rows = sqlx::query(SINCE).bind(&cursor.0).fetch_all(pool).await?;
     let next = rows.first().map(|row| row.try_get(24)).transpose()?.map_or_else(|| cursor.clone(), Cursor);
     let events = rows.iter().filter_map(|row| read_transition(row).transpose()).collect::<Result<Vec<_>>>()?;

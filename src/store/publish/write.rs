@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use sqlx::types::{Json, Uuid};
-use sqlx::{PgConnection, Row};
+use sqlx::{Connection as _, PgConnection, Row};
 
 use super::plan::Plan;
 use crate::domain::cloudevents::Source;
@@ -70,13 +70,20 @@ const QUEUE_FULL_REASON: &str = "QUEUE_FULL: the endpoint has as many outstandin
 
 /// Writes a batch in one commit.
 pub(super) async fn write(store: &Store, batch: &[Plan]) -> Result<Written> {
+    let mut connection = store.engine.lend().await?;
+    let written = store.engine.bounded(write_on(&mut connection, batch)).await?;
+    connection.give_back();
+    let (published, lost) = written?;
+    settle(store, published, lost).await
+}
+
+async fn write_on(connection: &mut PgConnection, batch: &[Plan]) -> Result<(PublishedBatch, Vec<usize>)> {
     let is_plain = batch.iter().all(|plan| plan.fingerprint.is_none() && plan.refused().next().is_none());
     if is_plain {
         // A single statement is its own transaction: no further round trips.
-        let mut connection = store.engine.acquire().await?;
-        return settle(store, publish(&mut connection, batch, &[]).await?, Vec::new()).await;
+        return Ok((publish(connection, batch, &[]).await?, Vec::new()));
     }
-    let mut transaction = store.engine.begin().await?;
+    let mut transaction = connection.begin().await?;
     let lost = idempotency::claim(&mut transaction, batch).await?;
     let published = publish(&mut transaction, batch, &lost).await?;
     if published.stale.is_empty() {
@@ -85,7 +92,7 @@ pub(super) async fn write(store: &Store, batch: &[Plan]) -> Result<Written> {
     } else {
         transaction.rollback().await?;
     }
-    settle(store, published, lost).await
+    Ok((published, lost))
 }
 
 struct PublishedBatch {
