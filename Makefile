@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 
-.PHONY: help demo test bench fmt
+.PHONY: help demo test faults bench fmt
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,11 @@ test: ## everything that has to pass: format, lints, contract, documentation, te
 	awk '/^test result: / { for (i = 2; i <= NF; i++) { if ($$i ~ /^passed/) passed += $$(i - 1); if ($$i ~ /^failed/) failed += $$(i - 1) } } \
 		END { printf "%d passed, %d failed\n", passed, failed }' target/test.log; \
 	exit $$status
+
+# Each case stops, kills or cuts off something for as long as it says; `make test` runs all of them in a short form.
+faults: ## every fault in full against a release build, and what holds after each (about 5 min; as root also a full disk)
+	@.ci/setup demo
+	@HOOKLANE_FAULTS=full cargo test --release --locked --test faults -- --nocapture
 
 bench: ## the throughput and latency of this machine, service and database on it
 	@.ci/setup demo

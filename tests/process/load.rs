@@ -31,8 +31,8 @@ const PAUSE: Duration = Duration::from_millis(50);
 
 /// Callers at work.
 pub(crate) struct Load {
-    /// Where the service is now.
-    address: watch::Sender<String>,
+    /// Where the service is now: on each of its replicas.
+    addresses: watch::Sender<Vec<String>>,
     acknowledged: Arc<Mutex<Vec<String>>>,
     refusals: Arc<Mutex<HashMap<Code, String>>>,
     stopping: CancellationToken,
@@ -42,8 +42,14 @@ pub(crate) struct Load {
 impl Load {
     /// Starts to publish to the service at `address`, where one endpoint wants everything.
     pub(crate) fn start(address: &str) -> Self {
+        Self::start_on(vec![address.to_owned()], 1)
+    }
+
+    /// Starts to publish to replicas of the service, where so many endpoints want everything. A caller whose call fails
+    /// goes on to the next replica.
+    pub(crate) fn start_on(addresses: Vec<String>, endpoints: usize) -> Self {
         let load = Self {
-            address: watch::Sender::new(address.to_owned()),
+            addresses: watch::Sender::new(addresses),
             acknowledged: Arc::default(),
             refusals: Arc::default(),
             stopping: CancellationToken::new(),
@@ -52,7 +58,9 @@ impl Load {
         let callers = (0..CALLERS).map(|number| {
             let caller = Caller {
                 number,
-                address: load.address.subscribe(),
+                endpoints,
+                turn: number,
+                addresses: load.addresses.subscribe(),
                 acknowledged: Arc::clone(&load.acknowledged),
                 refusals: Arc::clone(&load.refusals),
                 stopping: load.stopping.clone(),
@@ -64,15 +72,20 @@ impl Load {
 
     /// The service is somewhere else now.
     pub(crate) fn move_to(&self, address: &str) {
-        self.address.send_replace(address.to_owned());
+        self.spread_over(vec![address.to_owned()]);
     }
 
-    /// How many events were acknowledged so far.
+    /// The service is on these replicas now.
+    pub(crate) fn spread_over(&self, addresses: Vec<String>) {
+        self.addresses.send_replace(addresses);
+    }
+
+    /// How many deliveries were acknowledged so far.
     pub(crate) fn count(&self) -> usize {
         self.acknowledged.lock().expect("no panic").len()
     }
 
-    /// Waits until `count` further events are acknowledged.
+    /// Waits until `count` further deliveries are acknowledged.
     pub(crate) async fn acknowledge(&self, count: usize) {
         let wanted = self.count() + count;
         eventually("events are acknowledged", || async { (self.count() >= wanted).then_some(()) }).await;
@@ -93,7 +106,10 @@ impl Load {
 
 struct Caller {
     number: usize,
-    address: watch::Receiver<String>,
+    endpoints: usize,
+    /// Whose turn it is, of the replicas.
+    turn: usize,
+    addresses: watch::Receiver<Vec<String>>,
     acknowledged: Arc<Mutex<Vec<String>>>,
     refusals: Arc<Mutex<HashMap<Code, String>>>,
     stopping: CancellationToken,
@@ -112,15 +128,15 @@ impl Caller {
                 ..PublishRequest::default()
             };
             loop {
-                if self.address.has_changed().expect("the load goes on") {
+                if self.addresses.has_changed().expect("the load goes on") {
                     client = self.client();
                 }
                 match client.publish(request.clone()).await {
                     Ok(answer) => {
                         let deliveries = answer.into_inner().deliveries;
-                        assert_eq!(deliveries.len(), 1, "{deliveries:?}");
-                        let id = deliveries[0].delivery_id.clone();
-                        self.acknowledged.lock().expect("no panic").push(id);
+                        assert_eq!(deliveries.len(), self.endpoints, "{deliveries:?}");
+                        let ids = deliveries.into_iter().map(|delivery| delivery.delivery_id);
+                        self.acknowledged.lock().expect("no panic").extend(ids);
                         break;
                     }
                     Err(refusal) => {
@@ -128,6 +144,8 @@ impl Caller {
                             self.refusals.lock().expect("no panic").insert(refusal.code(), format!("{refusal:?}"));
                         }
                         tokio::time::sleep(PAUSE).await;
+                        self.turn += 1;
+                        client = self.client();
                     }
                 }
             }
@@ -135,7 +153,8 @@ impl Caller {
     }
 
     fn client(&mut self) -> Client {
-        let address = self.address.borrow_and_update().clone();
+        let addresses = self.addresses.borrow_and_update().clone();
+        let address = addresses[self.turn % addresses.len()].clone();
         Client::new(Channel::from_shared(address).expect("a URI").connect_lazy())
     }
 }

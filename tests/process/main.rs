@@ -3,6 +3,7 @@
 mod ending;
 mod faults;
 mod load;
+#[allow(dead_code, reason = "its name is for the tests of faults")]
 mod program;
 mod starting;
 #[path = "../service/support.rs"]

@@ -90,13 +90,26 @@ impl Replica {
 
     /// The status of a path of the operations port; `None` when nobody answers.
     pub(crate) async fn look(&self, path: &str) -> Option<u16> {
+        self.read(path).await?.split(' ').nth(1)?.parse().ok()
+    }
+
+    /// The name it has in attempts.
+    pub(crate) async fn name(&self) -> String {
+        let answer = self.read("/health").await.expect("it answers");
+        let body = answer.split_once("\r\n\r\n").expect("a body").1;
+        let health: serde_json::Value = serde_json::from_str(body).expect("JSON");
+        health["replica"].as_str().expect("a name").to_owned()
+    }
+
+    /// A path of the operations port as it is answered.
+    async fn read(&self, path: &str) -> Option<String> {
         use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
         let mut stream = TcpStream::connect(self.ops).await.ok()?;
         let request = format!("GET {path} HTTP/1.1\r\nHost: ops\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.ok()?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.ok()?;
-        answer.split(' ').nth(1)?.parse().ok()
+        Some(answer)
     }
 
     /// What it logged.
@@ -118,7 +131,7 @@ impl Drop for Replica {
 }
 
 /// A file from its beginning; where its writer stands stays as it is.
-fn text_of(file: &File) -> String {
+pub(crate) fn text_of(file: &File) -> String {
     use std::os::unix::fs::FileExt as _;
     let (mut bytes, mut chunk) = (Vec::new(), [0; 8_192]);
     while let Ok(count) = file.read_at(&mut chunk, bytes.len() as u64) {
