@@ -16,9 +16,8 @@ use hyper::client::conn::TrySendError;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_rustls::MaybeHttpsStream;
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 
-use super::HEAD_BYTES_MAX;
+use super::{HEAD_BYTES_MAX, TcpStream};
 
 /// What a request carries.
 pub(super) type Body = Full<Bytes>;

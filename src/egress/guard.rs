@@ -16,9 +16,9 @@ use futures::stream::FuturesUnordered;
 use http::Uri;
 use http::uri::Scheme;
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 use tower::Service;
 
+use super::TcpStream;
 use crate::domain::address::{EgressRules, Forbidden};
 
 /// Why no connection was made. The words say nothing of addresses: they are shown to the endpoint's owner.

@@ -18,6 +18,8 @@ use std::time::Instant;
 use http::{HeaderValue, Request};
 use hyper_rustls::{ConfigBuilderExt as _, HttpsConnectorBuilder};
 use rustls::{ClientConfig, RootCertStore};
+#[cfg(not(test))]
+use tokio::net::TcpStream;
 
 use crate::domain::address::EgressRules;
 use crate::domain::attempt::AttemptResult;
@@ -29,6 +31,9 @@ use connection::Body;
 use guard::Guard;
 use outcome::{Answer, BodyEnd, Failure};
 use pool::{Origin, Pool};
+/// A real one, or one of a simulated network where a test runs in it.
+#[cfg(test)]
+use tests::stream::TcpStream;
 
 /// What the egress is told by the settings.
 #[derive(Debug, Clone)]

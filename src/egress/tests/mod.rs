@@ -1,10 +1,12 @@
 //! The egress against real receivers on loopback: `requests` what they receive, `answers` what is made of what they do,
-//! `refusals` what never reaches them.
+//! `refusals` what never reaches them; `storms` in a simulated network that breaks.
 
 mod answers;
 pub(super) mod receiver;
 mod refusals;
 mod requests;
+mod storms;
+pub(super) mod stream;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
