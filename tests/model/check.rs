@@ -27,6 +27,7 @@ fn deadly() -> Protocol {
     Protocol { deliveries: 1, ..world(Budget { crashes: 11, ..NOTHING }, 0) }
 }
 
+#[expect(clippy::print_stdout, reason = "the figures of a search, for who asks with --nocapture")]
 fn holds(model: Protocol) {
     let (began, budget) = (Instant::now(), model.budget);
     let checker = model.checker().symmetry_fn(State::representative).spawn_dfs().join();
@@ -70,6 +71,7 @@ fn a_delivery_that_kills_its_workers_ends() {
 }
 
 /// The shortest way to a state in which `property` is broken by a protocol without the rule.
+#[expect(clippy::print_stdout, reason = "the figures of a search, for who asks with --nocapture")]
 pub(crate) fn way_to_break(property: &'static str, rule: Rule) -> Vec<Action> {
     let budget = Budget { stalls: 1, unheard: 1, releases: 1, cancels: 1, retries: 1, ..NOTHING };
     let model = if rule == Rule::LossWithoutCap { deadly() } else { world(budget, 1) };
