@@ -39,10 +39,11 @@ async fn an_unreachable_database_is_told_to_callers_and_work_resumes_by_itself()
     }
     stage.is_unavailable(KEY).await;
     tokio::time::sleep(scale.unreachable.saturating_sub(silent_since.elapsed())).await;
-    // What was claimed when the link broke stands as it did: nobody could change it.
-    let (in_flight, acknowledged) = (stage.in_flight().await, load.count());
+    // What was claimed when the link broke stands as it did, nobody could change it; and nothing is sent any more.
+    let (in_flight, acknowledged, arrived) = (stage.in_flight().await, load.count(), stage.record.count());
     tokio::time::sleep(Duration::from_secs(1)).await;
-    assert_eq!((stage.in_flight().await, load.count()), (in_flight, acknowledged), "something got through");
+    let later = (stage.in_flight().await, load.count(), stage.record.count());
+    assert_eq!(later, (in_flight, acknowledged, arrived), "something got through");
 
     stage.proxy.come_back();
     stage.resumes(&load, Instant::now()).await;
