@@ -188,11 +188,6 @@ impl Tally {
         tally
     }
 
-    /// Answers in another way from now on.
-    pub(crate) fn set_behaviour(&self, behaviour: Behaviour) {
-        self.receiver.set_behaviour(behaviour);
-    }
-
     /// How many requests there were.
     pub(crate) fn count(&self) -> u64 {
         self.receiver.count()

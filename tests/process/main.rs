@@ -1,7 +1,6 @@
-//! `hooklane` as a process: how it starts, how it ends, and what survives when it, or its database, is killed.
+//! `hooklane` as a process: how it starts and how it ends. What survives when it is killed: `tests/faults`.
 
 mod ending;
-mod faults;
 mod load;
 #[allow(dead_code, reason = "its name is for the tests of faults")]
 mod program;
