@@ -15,6 +15,7 @@ pub mod filter;
 pub mod headers;
 pub mod id;
 pub mod pattern;
+pub mod rendezvous;
 pub mod retry;
 pub mod secret;
 pub mod signature;
