@@ -1,6 +1,7 @@
 //! Connections: how they are opened, with which guarded settings, and how the schema is brought up to date.
 
 use std::str::FromStr;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use sqlx::migrate::{MigrateError, Migrator};
@@ -53,7 +54,12 @@ impl From<sqlx::Error> for ConnectError {
     }
 }
 
-static MIGRATOR: Migrator = sqlx::migrate!("./migrations");
+/// A newer version may have migrated already: its changes are such that this one can go on beside it.
+static MIGRATOR: LazyLock<Migrator> = LazyLock::new(|| {
+    let mut migrator = sqlx::migrate!("./migrations");
+    migrator.set_ignore_missing(true);
+    migrator
+});
 
 /// Statistics taken while the hot table is empty turn a queue's statements into scans over everything, so the engine's
 /// connections leave the planner nothing but index scans and nested loops. The batch arrays that are unnested hold

@@ -6,4 +6,5 @@ mod filters;
 mod plans;
 mod publish;
 mod queue;
+mod replicas;
 mod support;
