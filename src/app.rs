@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::egress::{Egress, SetupError};
+use crate::engine::membership::Membership;
 use crate::engine::{Engine, maintenance};
 use crate::live::Live;
 use crate::store::{ConnectError, Publisher, Store};
@@ -81,10 +82,15 @@ impl App {
             }));
         }
         let grace = config.engine.grace;
-        let engine =
-            config.roles.worker.then(|| Engine::start(Arc::clone(&store), egress, config.engine, draining.clone()));
+        // To the end of the drain: what is put on record then is told to the others as well.
+        let (membership, member) = Membership::start(&store, config.roles, ended.clone());
+        let engine = config
+            .roles
+            .worker
+            .then(|| Engine::start(Arc::clone(&store), membership, egress, config.engine, draining.clone()));
         let ops = ops::serve(ops_listener, Arc::clone(&store), draining.clone(), ended.clone());
         let background = vec![
+            member,
             tokio::spawn(maintenance::run(Arc::clone(&store), ended.clone())),
             tokio::spawn(async move {
                 if let Err(error) = ops.await {

@@ -16,6 +16,7 @@ use self::source::{Reader, Source};
 use crate::domain::address::EgressRules;
 use crate::domain::cloudevents::SourceTemplate;
 use crate::domain::retry::RetryDefaults;
+pub use crate::store::Roles;
 use crate::{api, egress, engine, ops, store, telemetry};
 
 /// Which defaults hold.
@@ -46,15 +47,6 @@ pub struct Config {
     pub engine: engine::Config,
     /// Logs.
     pub telemetry: telemetry::Config,
-}
-
-/// What a replica does: either, or both.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Roles {
-    /// Serves gRPC.
-    pub api: bool,
-    /// Delivers.
-    pub worker: bool,
 }
 
 /// Every setting that there is: its key in the file, and what it is for.

@@ -1,11 +1,12 @@
 //! One claimed delivery from dispatch to its completion: sent, judged, handed on.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
 use super::Shared;
+use super::claims::release;
 use super::roster::Prepared;
 use crate::domain::delivery::{Decision, LOST_ATTEMPTS_MAX, Unsent, lane_hold, settle, unsent};
 use crate::domain::event::Event;
@@ -18,6 +19,8 @@ pub(super) struct Ready {
     pub(super) claimed: Claimed,
     pub(super) endpoint: Arc<Prepared>,
     pub(super) event: Arc<Event>,
+    /// When it is too late to send it under this claim.
+    pub(super) start_by: Instant,
 }
 
 /// A request has ended: its lane has room again.
@@ -32,7 +35,13 @@ pub(super) struct Ended {
 
 /// Sends one delivery and hands its result to the completer.
 pub(super) async fn run(shared: Arc<Shared>, ready: Ready, ended: mpsc::UnboundedSender<Ended>) {
-    let Ready { claimed, endpoint, event } = ready;
+    if Instant::now() >= ready.start_by {
+        // Nothing that speaks against the receiver.
+        let _ = ended.send(Ended { endpoint: ready.claimed.endpoint, is_answered: true, hold: None });
+        shared.leases.drop_all([ready.claimed.id]);
+        return release(&shared, vec![ready.claimed]).await;
+    }
+    let Ready { claimed, endpoint, event, .. } = ready;
     let outgoing = Outgoing {
         target: &endpoint.target,
         event: &event,

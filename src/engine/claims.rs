@@ -1,10 +1,13 @@
 //! A claim from the database's side to the engine's: the rows, then the endpoints and events that their requests need.
 
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::Shared;
 use super::attempt::{self, Ready};
-use crate::store::{self, Claimed, LaneRequest};
+use crate::domain::id::EndpointId;
+use crate::store::{self, Claimed, Elsewhere, LEASE, LaneRequest};
 
 /// What a claim gave.
 #[derive(Default)]
@@ -13,16 +16,30 @@ pub(super) struct Done {
     pub(super) claimed: Vec<Claimed>,
     /// What of it can be sent.
     pub(super) ready: Vec<Ready>,
+    /// What others have in flight at the endpoints that were asked about.
+    pub(super) elsewhere: Vec<Elsewhere>,
 }
 
-/// Claims for the lanes and reads what their requests need.
-pub(super) async fn claim(shared: &Shared, asked: &[LaneRequest]) -> store::Result<Done> {
+/// How long before its lease could lapse a request must have begun: from then on the delivery may be another replica's.
+/// It usually begins at once; a process that was stopped goes on where it stood.
+const START_MARGIN: Duration = Duration::from_secs(2);
+
+/// Claims for the lanes and reads what their requests need. Of the `unsure` ones it first finds out what others have in
+/// flight there, which counts as held.
+pub(super) async fn claim(shared: &Shared, asked: &mut [LaneRequest], unsure: &[EndpointId]) -> store::Result<Done> {
+    let elsewhere = shared.store.in_flight_elsewhere(unsure).await?;
+    let counts: HashMap<EndpointId, usize> = elsewhere.iter().map(|one| (one.endpoint, one.held.len())).collect();
+    for request in asked.iter_mut() {
+        let held = counts.get(&request.endpoint).copied().unwrap_or_default();
+        request.held += u32::try_from(held).unwrap_or(u32::MAX / 2);
+    }
+    let start_by = Instant::now() + LEASE - START_MARGIN;
     let claimed = shared.store.claim(asked).await?;
     if claimed.is_empty() {
-        return Ok(Done::default());
+        return Ok(Done { elsewhere, ..Done::default() });
     }
-    match prepare(shared, &claimed).await {
-        Ok(ready) => Ok(Done { claimed, ready }),
+    match prepare(shared, &claimed, start_by).await {
+        Ok(ready) => Ok(Done { claimed, ready, elsewhere }),
         Err(error) => {
             // Claimed but not to be sent now: better handed back than left to lapse.
             release(shared, claimed).await;
@@ -31,7 +48,7 @@ pub(super) async fn claim(shared: &Shared, asked: &[LaneRequest]) -> store::Resu
     }
 }
 
-async fn prepare(shared: &Shared, claimed: &[Claimed]) -> store::Result<Vec<Ready>> {
+async fn prepare(shared: &Shared, claimed: &[Claimed], start_by: Instant) -> store::Result<Vec<Ready>> {
     let sendable = || claimed.iter().filter(|one| attempt::without_request(one).is_none());
     let versions = sendable().map(|one| (one.endpoint, one.endpoint_version)).collect();
     let endpoints = shared.roster.current(&shared.store, &versions).await?;
@@ -41,6 +58,7 @@ async fn prepare(shared: &Shared, claimed: &[Claimed]) -> store::Result<Vec<Read
             claimed: one.clone(),
             endpoint: Arc::clone(endpoints.get(&one.endpoint)?),
             event: Arc::clone(events.get(&one.event)?),
+            start_by,
         })
     };
     Ok(sendable().filter_map(ready).collect())

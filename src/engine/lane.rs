@@ -16,6 +16,10 @@ pub(super) struct Lane<R> {
     ready_since: Instant,
     /// Rows asked for in a claim under way.
     asked: u32,
+    /// What other replicas have in flight at the endpoint, from when the lane was theirs.
+    elsewhere: u32,
+    /// Whether that is yet to be found out.
+    unsure: bool,
     /// Requests that ended since the last claim: how fast the endpoint is.
     ended: u32,
     max_in_flight: u32,
@@ -63,6 +67,8 @@ impl<R> Lane<R> {
             ready: VecDeque::new(),
             ready_since: now,
             asked: 0,
+            elsewhere: 0,
+            unsure: false,
             ended: 0,
             max_in_flight,
             trust: TRUST_MIN,
@@ -141,7 +147,7 @@ impl<R> Lane<R> {
 
     /// The next delivery to send, if one is ready and the cap admits it: its request is under way from here on.
     pub(super) fn start_next(&mut self, now: Instant) -> Option<R> {
-        if self.running >= self.in_flight_max() || self.is_held(now) {
+        if self.running + self.elsewhere >= self.in_flight_max() || self.is_held(now) {
             return None;
         }
         let next = self.ready.pop_front()?;
@@ -186,6 +192,47 @@ impl<R> Lane<R> {
         self.max_in_flight.min(self.trust)
     }
 
+    /// The lane has come here, or may have lately: what others have in flight is to be found out before a claim.
+    pub(super) const fn doubt(&mut self) {
+        self.unsure = true;
+    }
+
+    pub(super) const fn is_unsure(&self) -> bool {
+        self.unsure
+    }
+
+    /// What others have in flight at the endpoint, and its cap.
+    pub(super) fn set_elsewhere(&mut self, in_flight: usize, max_in_flight: u32) {
+        self.unsure = false;
+        self.elsewhere = u32::try_from(in_flight).unwrap_or(u32::MAX / 2);
+        self.max_in_flight = max_in_flight;
+    }
+
+    /// One of those has ended.
+    pub(super) const fn end_elsewhere(&mut self) {
+        self.elsewhere = self.elsewhere.saturating_sub(1);
+    }
+
+    /// The lane has come here again: what was known of it is out of date.
+    pub(super) const fn take_over(&mut self) {
+        self.doubt();
+        (self.elsewhere, self.ended) = (0, 0);
+        self.awake = true;
+        self.low_water = Timestamp::from_micros(i64::MIN);
+    }
+
+    /// The lane is another replica's from now on. Answers what is to be handed back; requests under way go on.
+    pub(super) fn leave(&mut self, now: Instant) -> Vec<R> {
+        let given_up = self.give_up_ready(now, None);
+        (self.awake, self.held_until, self.alarms, self.elsewhere) = (false, None, 0, 0);
+        given_up
+    }
+
+    /// Whether nothing of it is here any more.
+    pub(super) fn is_empty(&self) -> bool {
+        self.running == 0 && self.ready.is_empty() && !self.claiming
+    }
+
     /// Whether nothing is lost by forgetting the lane.
     pub(super) fn is_idle(&self, now: Instant, idle_after: Duration) -> bool {
         self.held() == 0
@@ -200,9 +247,9 @@ impl<R> Lane<R> {
         self.held_until.is_some_and(|until| until > now)
     }
 
-    /// Requests under way, rows that are ready, rows asked for.
+    /// Requests under way, here and elsewhere, rows that are ready, rows asked for.
     fn held(&self) -> u32 {
-        self.running + u32::try_from(self.ready.len()).unwrap_or(u32::MAX) + self.asked
+        self.running + self.elsewhere + u32::try_from(self.ready.len()).unwrap_or(u32::MAX) + self.asked
     }
 }
 
@@ -322,6 +369,38 @@ mod tests {
         let patience = Some(Duration::from_secs(1));
         assert!(lane.give_up_ready(now, patience).is_empty());
         assert_eq!(lane.give_up_ready(now + Duration::from_secs(1), patience), [1]);
+    }
+
+    #[test]
+    fn what_others_have_in_flight_counts_until_it_ends() {
+        let now = Instant::now();
+        let mut lane = awake(3, now);
+        lane.take_over();
+        assert!(lane.is_unsure());
+        lane.set_elsewhere(2, 3);
+        assert!(!lane.is_unsure());
+        assert_eq!(lane.appetite(now, false), Appetite { room: 1, held: 2, ahead: 0 });
+        (0..3).for_each(|number| lane.make_ready(number, now));
+        assert_eq!((lane.start_next(now), lane.start_next(now)), (Some(0), None));
+        lane.end_elsewhere();
+        assert_eq!((lane.start_next(now), lane.start_next(now)), (Some(1), None));
+    }
+
+    #[test]
+    fn a_lane_that_leaves_gives_up_what_waits_and_keeps_what_runs() {
+        let now = Instant::now();
+        let mut lane = awake(1, now);
+        (0..2).for_each(|number| lane.make_ready(number, now));
+        lane.start_next(now);
+        lane.hold(now + Duration::from_secs(60));
+        assert_eq!(lane.leave(now), [1]);
+        assert!(!lane.is_empty(), "a request is under way");
+        assert_eq!(lane.appetite(now, false).room, 0);
+        lane.end_attempt(true, now);
+        assert!(lane.is_empty());
+        lane.take_over();
+        assert_eq!(lane.appetite(now, false).room, 1);
+        assert_eq!(lane.begin_claim(1), Timestamp::from_micros(i64::MIN), "from the beginning");
     }
 
     #[test]

@@ -19,8 +19,8 @@ struct Held {
     renewed_at: Instant,
 }
 
-/// A lease is renewed once it is this old: twice before its 15 s are over.
-const RENEW_AFTER: Duration = Duration::from_secs(5);
+/// A lease is renewed once it is this old: twice before its 12 s are over.
+const RENEW_AFTER: Duration = Duration::from_secs(4);
 /// How often is looked for such leases.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Leases renewed by one statement.

@@ -5,6 +5,7 @@
 //! a process that starts anew needs nothing of what this one knew.
 
 pub mod maintenance;
+pub mod membership;
 
 mod attempt;
 mod claims;
@@ -15,7 +16,7 @@ mod roster;
 mod scheduler;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -23,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::leases::Leases;
+use self::membership::Membership;
 use self::roster::Roster;
 use crate::domain::retry::RetryDefaults;
 use crate::egress::Egress;
@@ -78,9 +80,16 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Starts delivering. With `shutdown` it claims no more, lets requests under way end within the grace time, hands
-    /// back what was claimed but not started, and puts every result on record.
-    pub fn start(store: Arc<Store>, egress: Egress, config: Config, shutdown: CancellationToken) -> Self {
+    /// Starts delivering what falls to this replica. With `shutdown` it claims no more, hands back what was claimed but
+    /// not started, leaves its lanes to the other replicas, lets requests under way end within the grace time, and puts
+    /// every result on record.
+    pub fn start(
+        store: Arc<Store>,
+        membership: Membership,
+        egress: Egress,
+        config: Config,
+        shutdown: CancellationToken,
+    ) -> Self {
         let (completions, results) =
             (0..completer::COMPLETERS).map(|_| mpsc::channel(COMPLETIONS_MAX / completer::COMPLETERS)).unzip();
         let shared = Arc::new(Shared {
@@ -91,7 +100,7 @@ impl Engine {
             attempts: TaskTracker::new(),
             completions,
         });
-        Self { work: tokio::spawn(run(shared, results, config, shutdown)) }
+        Self { work: tokio::spawn(run(shared, membership, results, config, shutdown)) }
     }
 
     /// Waits until the engine has ended.
@@ -103,6 +112,7 @@ impl Engine {
 
 async fn run(
     shared: Arc<Shared>,
+    mut membership: Membership,
     results: Vec<mpsc::Receiver<Completion>>,
     config: Config,
     shutdown: CancellationToken,
@@ -111,7 +121,9 @@ async fn run(
     let completer = completer::start(&shared, results);
     let renewal = tokio::spawn(leases::renew_while_held(Arc::clone(&shared), all_done.clone()));
 
-    scheduler::run(&shared, &config, shutdown).await;
+    scheduler::run(&shared, &config, &mut membership, shutdown).await;
+    // Nothing is claimed any more, and the others count what is still in flight here.
+    membership.resign().await;
 
     shared.attempts.close();
     if tokio::time::timeout(config.grace, shared.attempts.wait()).await.is_err() {
@@ -120,6 +132,14 @@ async fn run(
     completer.flush(FLUSH_MAX).await;
     all_done.cancel();
     let _ = renewal.await;
+}
+
+/// Forever, without an instant.
+async fn sleep_until(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => tokio::time::sleep_until(instant.into()).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// How long results that are already here may take to be put on record at the end.

@@ -1,23 +1,30 @@
 //! The scheduler: one loop that knows which lanes are hungry and claims for all of them at once.
 //!
 //! It learns of work from hints, from alarms it set for retries, and from a sweep that finds whatever both missed.
+//! Which lanes are its own, [`super::membership`] says; how they come and go stands in `handover`.
+
+mod handover;
+mod sweep;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{Notify, broadcast, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use self::handover::Passing;
+use self::sweep::{SWEEP_EVERY_MIN, pauses, sweep};
 use super::attempt::{self, Ended, Ready};
 use super::claims::{Done, claim, release};
 use super::lane::{Appetite, Lane};
-use super::{COMPLETIONS_MAX, Config, Shared};
+use super::membership::{Membership, Tenure, View};
+use super::{COMPLETIONS_MAX, Config, Shared, sleep_until};
 use crate::domain::endpoint::MAX_IN_FLIGHT_DEFAULT;
 use crate::domain::id::EndpointId;
 use crate::domain::time::Timestamp;
-use crate::store::{self, Claimed, Due, LaneRequest};
+use crate::store::{self, Claimed, Due, Hint, LaneRequest};
 
 /// Claim statements under way at once, for different lanes.
 const CLAIMS_MAX: usize = 2;
@@ -29,10 +36,6 @@ const ROWS_MAX: u32 = 512;
 const ALARMS_MAX: usize = 64;
 /// Alarms are set on multiples of this, in microseconds, so that retries of one moment share one.
 const ALARM_GRAIN_MICROS: i64 = 20_000;
-/// The sweep runs at least this often, so that work is found within 5 s when every hint is lost, and at most that
-/// often; in between, so that it takes a twentieth of the time.
-const SWEEP_EVERY_MAX: Duration = Duration::from_secs(4);
-const SWEEP_EVERY_MIN: Duration = Duration::from_secs(1);
 /// A lane without work is forgotten after this.
 const IDLE_AFTER: Duration = Duration::from_secs(60);
 /// What was claimed ahead is handed back when it could not be started for this long.
@@ -41,7 +44,12 @@ const READY_MAX: Duration = Duration::from_secs(1);
 const CLAIM_RETRY: Duration = Duration::from_millis(250);
 
 /// Schedules until `shutdown`; requests under way go on.
-pub(super) async fn run(shared: &Arc<Shared>, config: &Config, shutdown: CancellationToken) {
+pub(super) async fn run(
+    shared: &Arc<Shared>,
+    config: &Config,
+    membership: &mut Membership,
+    shutdown: CancellationToken,
+) {
     let (ended_sender, mut ended) = mpsc::unbounded_channel();
     let mut hints = shared.store.due_hints();
     let mut scheduler = Scheduler {
@@ -54,9 +62,13 @@ pub(super) async fn run(shared: &Arc<Shared>, config: &Config, shutdown: Cancell
         claims: JoinSet::new(),
         paused_until: None,
         ended: ended_sender,
+        tenure: membership.tenure(),
+        view: View::default(),
+        passing: Passing::default(),
+        hurry: Arc::default(),
     };
     let mut sweeps = JoinSet::new();
-    sweeps.spawn(sweep(Arc::clone(shared), Duration::ZERO));
+    sweeps.spawn(sweep(Arc::clone(shared), Duration::ZERO, SWEEP_EVERY_MIN, Arc::clone(&scheduler.hurry)));
     let mut ended_batch = Vec::new();
     loop {
         scheduler.claim_for_the_hungry();
@@ -64,7 +76,8 @@ pub(super) async fn run(shared: &Arc<Shared>, config: &Config, shutdown: Cancell
         tokio::select! {
             () = shutdown.cancelled() => break,
             hint = hints.recv() => match hint {
-                Ok(due) => due.iter().for_each(|one| scheduler.learn(*one)),
+                Ok(Hint::Made(due) | Hint::Heard(due)) => due.iter().for_each(|one| scheduler.learn(*one)),
+                Ok(Hint::Look) => scheduler.hurry.notify_one(),
                 // Whatever was missed, the sweep finds.
                 Err(broadcast::error::RecvError::Lagged(_)) => {}
                 Err(broadcast::error::RecvError::Closed) => break,
@@ -75,9 +88,11 @@ pub(super) async fn run(shared: &Arc<Shared>, config: &Config, shutdown: Cancell
             Some(Ok(claim)) = scheduler.claims.join_next() => scheduler.end_claim(claim),
             Some(Ok((found, took))) = sweeps.join_next() => {
                 scheduler.take_in_sweep(found);
-                let pause = (took * 20).clamp(SWEEP_EVERY_MIN, SWEEP_EVERY_MAX);
-                sweeps.spawn(sweep(Arc::clone(shared), pause));
+                let (least, more) = pauses(took);
+                sweeps.spawn(sweep(Arc::clone(shared), least, more, Arc::clone(&scheduler.hurry)));
             }
+            handover = membership.next() => scheduler.change_hands(handover),
+            followed = scheduler.passing.followed() => scheduler.take_in_followed(followed),
             () = sleep_until(alarm) => scheduler.ring_alarms(),
         }
     }
@@ -107,18 +122,30 @@ struct Scheduler {
     /// Set while the database does not answer claims.
     paused_until: Option<Instant>,
     ended: mpsc::UnboundedSender<Ended>,
+    /// Whether this replica may claim at all.
+    tenure: Arc<Tenure>,
+    /// Which lanes fall to it.
+    view: View,
+    passing: Passing,
+    /// Has the next sweep come soon.
+    hurry: Arc<Notify>,
 }
 
 /// A claim statement that has come back.
 struct Claim {
     asked: Vec<LaneRequest>,
     asked_at: Timestamp,
+    /// How many views there were before it.
+    view: u64,
     outcome: store::Result<Done>,
 }
 
 impl Scheduler {
     /// Takes in that an endpoint has work.
     fn learn(&mut self, due: Due) {
+        if !self.view.owns(due.endpoint) {
+            return;
+        }
         let now = Instant::now();
         if due.at > self.shared.store.clock().now() {
             self.set_alarm(due, now);
@@ -140,13 +167,20 @@ impl Scheduler {
 
     fn take_in_sweep(&mut self, found: Vec<Due>) {
         let now = Instant::now();
-        self.lanes.retain(|_, lane| !lane.is_idle(now, IDLE_AFTER));
+        let view = &self.view;
+        self.lanes.retain(|endpoint, lane| match view.owns(*endpoint) {
+            true => !lane.is_idle(now, IDLE_AFTER),
+            false => !lane.is_empty(),
+        });
         let stuck = self.lanes.values_mut().flat_map(|lane| lane.give_up_ready(now, Some(READY_MAX))).collect();
         self.hand_back(stuck);
         found.into_iter().for_each(|due| self.learn(due));
     }
 
     fn set_alarm(&mut self, due: Due, now: Instant) {
+        if !self.view.owns(due.endpoint) {
+            return;
+        }
         let grains = due.at.micros().div_euclid(ALARM_GRAIN_MICROS) + 1;
         let at = Timestamp::from_micros(grains * ALARM_GRAIN_MICROS);
         let lane = self.lane(due.endpoint, now);
@@ -180,23 +214,25 @@ impl Scheduler {
     /// Starts claims for hungry lanes, as many as may be under way.
     fn claim_for_the_hungry(&mut self) {
         while self.claims.len() < CLAIMS_MAX && self.may_claim() {
-            let asked = self.next_requests();
+            let mut asked = self.next_requests();
             if asked.is_empty() {
                 return;
             }
-            let shared = Arc::clone(&self.shared);
+            let unsure = self.unsure(&asked);
+            let (shared, view) = (Arc::clone(&self.shared), self.passing.views());
             self.claims.spawn(async move {
                 let asked_at = shared.store.clock().now();
-                let outcome = claim(&shared, &asked).await;
-                Claim { asked, asked_at, outcome }
+                let outcome = claim(&shared, &mut asked, &unsure).await;
+                Claim { asked, asked_at, view, outcome }
             });
         }
     }
 
-    /// Results that wait for the database must not pile up.
+    /// Results that wait for the database must not pile up, and who has lost touch with the others leaves the lanes to
+    /// them.
     fn may_claim(&self) -> bool {
         let unsettled = self.shared.leases.len().saturating_sub(self.held);
-        self.paused_until.is_none() && unsettled < COMPLETIONS_MAX
+        self.paused_until.is_none() && unsettled < COMPLETIONS_MAX && self.tenure.holds_at(Instant::now())
     }
 
     fn next_requests(&mut self) -> Vec<LaneRequest> {
@@ -208,6 +244,9 @@ impl Scheduler {
             let is_crowded = self.held >= self.in_flight_max;
             let Some(lane) = self.lanes.get_mut(&endpoint) else { continue };
             lane.queued = false;
+            if !self.view.owns(endpoint) {
+                continue;
+            }
             let Appetite { room, held, ahead } = lane.appetite(now, is_crowded);
             if room == 0 {
                 continue;
@@ -220,6 +259,7 @@ impl Scheduler {
     }
 
     fn end_claim(&mut self, claim: Claim) {
+        self.passing.end_claim(claim.view);
         let done = match claim.outcome {
             Ok(done) => done,
             Err(error) => {
@@ -235,14 +275,16 @@ impl Scheduler {
                 return;
             }
         };
+        self.take_in_elsewhere(&done.elsewhere);
         let mut taken: HashMap<EndpointId, (u32, Timestamp)> = HashMap::with_capacity(claim.asked.len());
         for one in &done.claimed {
             let (count, last) = taken.entry(one.endpoint).or_insert((0, one.due_at));
             *count += 1;
             *last = (*last).max(one.due_at);
         }
-        let caps: HashMap<EndpointId, u32> =
-            done.ready.iter().map(|ready| (ready.claimed.endpoint, ready.endpoint.max_in_flight)).collect();
+        let caps: HashMap<EndpointId, u32> = (done.elsewhere.iter().map(|one| (one.endpoint, one.max_in_flight)))
+            .chain(done.ready.iter().map(|ready| (ready.claimed.endpoint, ready.endpoint.max_in_flight)))
+            .collect();
         for request in &claim.asked {
             let (count, last) = taken.get(&request.endpoint).map_or((0, None), |(count, last)| (*count, Some(*last)));
             self.held -= (request.room - count.min(request.room)) as usize;
@@ -259,6 +301,7 @@ impl Scheduler {
         for request in &claim.asked {
             self.start_ready(request.endpoint);
         }
+        self.hand_back_foreign(&claim.asked);
     }
 
     /// Makes what was claimed ready; ends at once what is not to be sent.
@@ -327,26 +370,11 @@ impl Scheduler {
         self.lanes.entry(endpoint).or_insert_with(|| {
             // A guess where the endpoint is unknown: the claim keeps to the endpoint's own cap and tells it.
             let max = roster.known(endpoint).map_or(MAX_IN_FLIGHT_DEFAULT, |known| known.max_in_flight);
-            Lane::new(max, now)
+            let mut lane = Lane::new(max, now);
+            if self.passing.is_recent(now) {
+                lane.doubt();
+            }
+            lane
         })
     }
-}
-
-/// Forever, without an instant.
-async fn sleep_until(instant: Option<Instant>) {
-    match instant {
-        Some(instant) => tokio::time::sleep_until(instant.into()).await,
-        None => std::future::pending().await,
-    }
-}
-
-/// Looks for work after a pause; answers how long the look took.
-async fn sweep(shared: Arc<Shared>, pause: Duration) -> (Vec<Due>, Duration) {
-    tokio::time::sleep(pause).await;
-    let began = Instant::now();
-    let found = shared.store.sweep().await.unwrap_or_else(|error| {
-        tracing::warn!(%error, "the sweep for waiting work failed; the next one follows");
-        Vec::new()
-    });
-    (found, began.elapsed())
 }

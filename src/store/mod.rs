@@ -9,9 +9,11 @@ mod directory;
 mod endpoints;
 mod error;
 mod filter_errors;
+mod hints;
 mod history;
 mod idempotency;
 mod inline;
+mod notes;
 mod operate;
 mod partitions;
 mod pausing;
@@ -21,24 +23,32 @@ mod pool;
 mod publish;
 mod queue;
 mod recent;
+mod replicas;
 mod secrets;
 mod tail;
 mod types;
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
+
+use sqlx::postgres::PgConnectOptions;
+use sqlx::types::Uuid;
 
 pub use self::backlog::Limits;
 pub use self::clock::DbClock;
 pub use self::endpoints::{DeleteOutcome, EndpointFilter, LaneEndpoint, NewEndpoint, RegisterError, UpdateError};
 pub use self::error::{Error, Result};
+pub use self::hints::Hint;
 pub use self::history::{DeliveryFilter, DeliveryRecord, DeliveryRow};
+pub use self::notes::{NAMED_MAX, Note, Work};
 pub use self::operate::{CancelRefused, RetryRefused};
 pub use self::pool::{Config, ConnectError};
 pub use self::publish::{PublishError, Published, PublishedDelivery, Publisher};
 pub use self::queue::{
-    AttemptRecord, CANCELED_REASON, Claimed, Completion, Due, LEASE, LaneRequest, Settled, Settlement,
+    AttemptRecord, CANCELED_REASON, Claimed, Completion, Due, Elsewhere, Followed, LEASE, LaneRequest, Settled,
+    Settlement,
 };
+pub use self::replicas::{DEAD_AFTER, Replica, Roll, Session};
 pub use self::secrets::{RotateError, Rotation};
 pub use self::tail::{Cursor, TimelineEvent, TransitionKind};
 
@@ -46,8 +56,18 @@ use self::backlog::Backlog;
 use self::connections::Connections;
 use self::directory::Directory;
 use self::filter_errors::FilterErrors;
+use self::hints::Hints;
 use self::publish::Judges;
 use self::recent::Recent;
+
+/// What a replica does: either, or both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Roles {
+    /// Serves gRPC.
+    pub api: bool,
+    /// Delivers.
+    pub worker: bool,
+}
 
 /// The database, as the rest of the program sees it.
 #[derive(Debug)]
@@ -56,6 +76,8 @@ pub struct Store {
     engine: Connections,
     /// Readers and rare writers, with the planner's defaults.
     reader: Connections,
+    /// Of the connection beside the pools.
+    session_options: PgConnectOptions,
     clock: DbClock,
     directory: Directory,
     backlog: Backlog,
@@ -64,16 +86,17 @@ pub struct Store {
     judges: Judges,
     /// Names this process in attempts.
     replica: String,
-    /// Endpoints with new work, for whoever drives lanes in this process. A hint, never needed for correctness.
-    due: tokio::sync::broadcast::Sender<Arc<[Due]>>,
-    /// That `timeline` has grown. A hint as well.
-    grown: tokio::sync::watch::Sender<u64>,
+    /// The row in `replicas` without which claims of this process give nothing; `None` while it never joined the others:
+    /// then its claims are guarded by nothing but their fence.
+    claims_as: RwLock<Option<Uuid>>,
+    /// Of new work and new transitions. Never needed for correctness.
+    hints: Hints,
 }
 
 impl Store {
     /// Connects, brings the schema up to date and makes the coming days' partitions.
     pub async fn open(config: &Config) -> std::result::Result<Arc<Self>, ConnectError> {
-        let (engine, reader) = pool::connect(config).await?;
+        let pool::Pools { engine, reader, session_options } = pool::connect(config).await?;
         pool::migrate(&reader).await?;
         partitions::ensure(&reader).await?;
         let clock = DbClock::start(&reader).await?;
@@ -81,6 +104,7 @@ impl Store {
         Ok(Arc::new(Self {
             engine,
             reader,
+            session_options,
             clock,
             directory: Directory::default(),
             backlog,
@@ -88,14 +112,14 @@ impl Store {
             filter_errors: FilterErrors::default(),
             judges: Judges::default(),
             replica: config.replica.clone(),
-            due: tokio::sync::broadcast::channel(DUE_HINTS_MAX).0,
-            grown: tokio::sync::watch::channel(0).0,
+            claims_as: RwLock::default(),
+            hints: Hints::default(),
         }))
     }
 
     /// Brings the schema up to date and makes the coming days' partitions, nothing else.
     pub async fn migrate(config: &Config) -> std::result::Result<(), ConnectError> {
-        let (_, reader) = pool::connect(config).await?;
+        let pool::Pools { reader, .. } = pool::connect(config).await?;
         pool::migrate(&reader).await?;
         partitions::ensure(&reader).await?;
         Ok(())
@@ -111,14 +135,30 @@ impl Store {
         &self.replica
     }
 
+    /// From now on claims give something only while `replicas` has this row: a process that was stopped, or cut off, and
+    /// goes on where it stood claims nothing that is another's by then.
+    pub fn claim_as(&self, replica: Uuid) {
+        *self.claims_as.write().unwrap_or_else(PoisonError::into_inner) = Some(replica);
+    }
+
     /// Hints of endpoints with new work from now on. A slow reader misses some: its sweep finds what they told.
-    pub fn due_hints(&self) -> tokio::sync::broadcast::Receiver<Arc<[Due]>> {
-        self.due.subscribe()
+    pub fn due_hints(&self) -> tokio::sync::broadcast::Receiver<Hint> {
+        self.hints.due()
+    }
+
+    /// Changes whenever the timeline has grown, as far as this process was told.
+    pub fn growth_hints(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.hints.growth()
     }
 
     /// Changes whenever this process has added to the timeline.
-    pub fn growth_hints(&self) -> tokio::sync::watch::Receiver<u64> {
-        self.grown.subscribe()
+    pub fn own_growth_hints(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.hints.own_growth()
+    }
+
+    /// Passes on what another replica told.
+    pub fn take_in(&self, work: &Work) {
+        self.hints.heard(work);
     }
 
     /// Whether the database answers by then.
@@ -143,17 +183,14 @@ impl Store {
         self.reader.close().await;
     }
 
+    fn claims_as(&self) -> Option<Uuid> {
+        *self.claims_as.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn hint(&self, due: Vec<Due>) {
-        self.grown.send_modify(|count| *count += 1);
-        if !due.is_empty() {
-            // Nobody listening is no error: the sweep finds the work.
-            let _ = self.due.send(due.into());
-        }
+        self.hints.made(due);
     }
 }
 
 /// How long the clock may take to be read; a later answer would tell an old time.
 const CLOCK_PATIENCE: Duration = Duration::from_secs(2);
-
-/// Batches of hints kept for a slow reader.
-const DUE_HINTS_MAX: usize = 1_024;

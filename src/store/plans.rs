@@ -19,8 +19,11 @@ pub struct Guarded {
 }
 
 /// See [`super::Store::claim`].
-pub const CLAIM: Guarded =
-    Guarded { name: "claim", sql: queue::CLAIM, types: "uuid[], int[], timestamptz[], float8, text, int[], int[]" };
+pub const CLAIM: Guarded = Guarded {
+    name: "claim",
+    sql: queue::CLAIM,
+    types: "uuid[], int[], timestamptz[], float8, text, int[], int[], uuid",
+};
 /// See [`super::Store::complete`].
 pub const COMPLETE: Guarded = Guarded {
     name: "complete",
@@ -35,6 +38,10 @@ pub const RENEW: Guarded = Guarded { name: "renew", sql: queue::RENEW, types: "u
 pub const RELEASE: Guarded = Guarded { name: "release", sql: queue::RELEASE, types: "uuid[], int[]" };
 /// See [`super::Store::sweep`].
 pub const SWEEP: Guarded = Guarded { name: "sweep", sql: queue::SWEEP, types: "" };
+/// See [`super::Store::in_flight_elsewhere`].
+pub const ELSEWHERE: Guarded = Guarded { name: "elsewhere", sql: queue::ELSEWHERE, types: "uuid[], text" };
+/// See [`super::Store::follow`].
+pub const FOLLOW: Guarded = Guarded { name: "follow", sql: queue::FOLLOW, types: "uuid[]" };
 
 /// A connection with the engine's settings.
 pub async fn connect(url: &str) -> sqlx::Result<PgConnection> {

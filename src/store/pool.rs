@@ -94,8 +94,18 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a migration may take: it rewrites or indexes what is there.
 const MIGRATION_STATEMENT_TIMEOUT: &str = "set statement_timeout = '30s'";
 
-/// The engine's pool and the readers'.
-pub(super) async fn connect(config: &Config) -> Result<(Connections, Connections), ConnectError> {
+/// How this process reaches the database.
+pub(super) struct Pools {
+    /// The engine's.
+    pub(super) engine: Connections,
+    /// The readers'.
+    pub(super) reader: Connections,
+    /// Of the one connection beside the pools, by which this replica is one of several.
+    pub(super) session_options: PgConnectOptions,
+}
+
+/// Both pools and what the session is opened with: together `connections_max` connections.
+pub(super) async fn connect(config: &Config) -> Result<Pools, ConnectError> {
     let options = PgConnectOptions::from_str(&config.database_url)
         .map_err(ConnectError::Url)?
         .statement_cache_capacity(64)
@@ -120,9 +130,10 @@ pub(super) async fn connect(config: &Config) -> Result<(Connections, Connections
     let _ = probe.close().await;
     let doubt = Doubt::none();
     let open = |size: u32, options: PgConnectOptions| Connections::open_lazily(pool(size), options, &doubt, PATIENCE);
+    let session_options = super::replicas::for_session(for_readers.clone());
     let reader = open(readers_max, for_readers);
-    let engine = open((config.connections_max - readers_max).max(3), for_engine(options));
-    Ok((engine, reader))
+    let engine = open(config.connections_max.saturating_sub(readers_max + 1).max(2), for_engine(options));
+    Ok(Pools { engine, reader, session_options })
 }
 
 /// The options of a connection whose plans are guarded.

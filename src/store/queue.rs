@@ -4,8 +4,9 @@
 //! database's, spans go in and instants come out.
 
 mod complete;
+mod elsewhere;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +16,8 @@ use sqlx::types::{Json, Uuid};
 
 pub(super) use self::complete::COMPLETE;
 pub use self::complete::{AttemptRecord, CANCELED_REASON, Completion, Settled, Settlement};
+pub(super) use self::elsewhere::{ELSEWHERE, FOLLOW};
+pub use self::elsewhere::{Elsewhere, Followed};
 use super::Store;
 use super::error::Result;
 use super::types::{PgTime, count, stored};
@@ -27,8 +30,9 @@ use crate::domain::id::{DeliveryId, EndpointId, EventId};
 use crate::domain::pattern::EventType;
 use crate::domain::time::Timestamp;
 
-/// How long a claim holds unless it is renewed.
-pub const LEASE: Duration = Duration::from_secs(15);
+/// How long a claim holds unless it is renewed: so long that two renewals may fail, and so short that what a killed
+/// replica had in flight goes on elsewhere within 15 s.
+pub const LEASE: Duration = Duration::from_secs(12);
 
 /// An endpoint with work due at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,6 +95,7 @@ pub struct Claimed {
 /// claimed for a deleted or paused one. What was in flight and lapsed is recorded as LOST here.
 /// The update finds its rows by `outstanding_pkey` from an array, and `limit 1` keeps each lane's endpoint a lookup by
 /// `endpoints_pkey`: joined, an empty table's statistics would make either a scan of the table.
+/// A replica that the others have given up (`$8`) claims nothing, whatever it believes.
 pub(super) const CLAIM: &str = "
 with lanes as materialized (
   select l.endpoint_id, greatest(least(l.room, e.max_in_flight + l.ahead - l.held), 0) as room, l.low_water, e.version,
@@ -102,6 +107,7 @@ with lanes as materialized (
     where e.id = l.endpoint_id and e.state = 1 and e.delete_time is null
     limit 1
   ) e
+  where $8::uuid is null or exists (select from replicas r where r.id = $8)
 ), picked as materialized (
   select d.*, lanes.version, lanes.shown_url
   from lanes cross join lateral (
@@ -150,7 +156,7 @@ set state = case when o.attempt_count > 1 then 3 else 1 end, attempt_count = o.a
     lease_until = null, attempt_started_at = null, replica = null, claim_gen = o.claim_gen + 1
 where o.id = any($1::uuid[]) and o.claim_gen = ($2::int[])[array_position($1::uuid[], o.id)]
   and o.state = 2 and not o.cancel_requested
-returning o.endpoint_id";
+returning o.endpoint_id, o.due_at";
 
 /// Every active endpoint with something that no worker holds, and when the first of it is due: a loose index scan over
 /// `outstanding_due`, one step an endpoint, whatever its backlog.
@@ -181,6 +187,7 @@ impl Store {
             .bind(&self.replica)
             .bind(lanes.iter().map(|lane| lane.held.cast_signed()).collect::<Vec<_>>())
             .bind(lanes.iter().map(|lane| lane.ahead.cast_signed()).collect::<Vec<_>>())
+            .bind(self.claims_as())
             .fetch_all(&self.engine)
             .await?;
         rows.iter().map(read_claimed).collect()
@@ -216,9 +223,13 @@ impl Store {
     /// Hands claims back that were never started, without spending an attempt.
     pub async fn release(&self, claims: &[(DeliveryId, i32)]) -> Result<()> {
         let (ids, gens) = columns(claims);
-        let endpoints: Vec<Uuid> = sqlx::query_scalar(RELEASE).bind(ids).bind(gens).fetch_all(&self.engine).await?;
-        let now = self.clock.now();
-        self.hint(endpoints.into_iter().map(|id| Due { endpoint: EndpointId::from_uuid(id), at: now }).collect());
+        let mut due: BTreeMap<Uuid, PgTime> = BTreeMap::new();
+        let rows: Vec<(Uuid, PgTime)> = sqlx::query_as(RELEASE).bind(ids).bind(gens).fetch_all(&self.engine).await?;
+        for (endpoint, at) in rows {
+            let first = due.entry(endpoint).or_insert(at);
+            *first = at.min(*first);
+        }
+        self.hint(due.into_iter().map(|(id, at)| Due { endpoint: EndpointId::from_uuid(id), at: at.0 }).collect());
         Ok(())
     }
 

@@ -13,9 +13,11 @@ use hooklane::domain::retry::{Backoff, RetryDefaults, RetryPolicy};
 use hooklane::domain::secret::Secret;
 use hooklane::domain::url::EndpointUrl;
 use hooklane::egress::{self, Egress};
+use hooklane::engine::membership::Membership;
 use hooklane::engine::{self, Engine};
-use hooklane::store::{DeliveryRecord, NewEndpoint, Publisher, Store};
+use hooklane::store::{DeliveryRecord, NewEndpoint, Publisher, Roles, Store};
 use http::StatusCode;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::publish::{event, spec};
@@ -35,11 +37,22 @@ fn quick(max_retries: u32) -> RetryPolicy {
 }
 
 fn start_engine(store: &Arc<Store>, grace: Duration, shutdown: &CancellationToken) -> Engine {
+    start_member(store, grace, shutdown, CancellationToken::new()).0
+}
+
+/// An engine that is one of several until `end`, and what ends once it is none of them any more.
+pub(crate) fn start_member(
+    store: &Arc<Store>,
+    grace: Duration,
+    shutdown: &CancellationToken,
+    end: CancellationToken,
+) -> (Engine, JoinHandle<()>) {
     let rules = support::loopback_rules();
     let egress = Egress::new(egress::Config { rules, user_agent: "hooklane/test".to_owned() }).expect("an egress");
     let retries = RetryDefaults { policy: quick(5), ..RetryDefaults::default() };
     let config = engine::Config { retries, grace, ..engine::Config::default() };
-    Engine::start(Arc::clone(store), egress, config, shutdown.clone())
+    let (membership, member) = Membership::start(store, Roles { api: false, worker: true }, end);
+    (Engine::start(Arc::clone(store), membership, egress, config, shutdown.clone()), member)
 }
 
 async fn running() -> Running {
@@ -49,12 +62,12 @@ async fn running() -> Running {
     Running { publisher: Publisher::start(&store), store, engine, shutdown }
 }
 
-async fn receiver(behaviour: Behaviour) -> Receiver {
+pub(crate) async fn receiver(behaviour: Behaviour) -> Receiver {
     let secrets = vec![Secret::from_random(&[7; 32]).into()];
     Receiver::start(ReceiverOptions { secrets, behaviour, ..ReceiverOptions::default() }).await.expect("a receiver")
 }
 
-async fn endpoint(store: &Store, url: &str, change: impl FnOnce(&mut EndpointSpec)) -> EndpointId {
+pub(crate) async fn endpoint(store: &Store, url: &str, change: impl FnOnce(&mut EndpointSpec)) -> EndpointId {
     let mut spec = spec(&[]);
     spec.url = EndpointUrl::parse(url, &support::loopback_rules()).expect("a URL");
     change(&mut spec);

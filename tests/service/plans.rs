@@ -130,10 +130,21 @@ async fn a_claim_reads_its_own_lane_alone() {
         "'r'::text",
         "array[0]",
         "array[0]",
+        "null",
     ];
     let arguments = arguments.map(str::to_owned);
     check(&plans::CLAIM, &arguments, false, false).await;
     check(&plans::CLAIM, &arguments, false, true).await;
+}
+
+#[tokio::test]
+async fn what_others_have_in_flight_is_found_without_reading_a_backlog() {
+    let others = ["array[md5('live')::uuid]".to_owned(), "'r'::text".to_owned()];
+    let ids = [array("md5('live' || n)", "uuid")];
+    for is_analyzed in [false, true] {
+        check(&plans::ELSEWHERE, &others, true, is_analyzed).await;
+        check(&plans::FOLLOW, &ids, true, is_analyzed).await;
+    }
 }
 
 #[tokio::test]

@@ -24,7 +24,7 @@ const DATABASE: &str = "bench_kill";
 /// Lanes of 64: enough that a fault meets many deliveries in flight.
 const ENDPOINTS: usize = 4;
 const RESUME_PATIENCE: Duration = Duration::from_secs(60);
-/// A lease lapses after 15 s, and a delivery may have been lost more than once.
+/// A lease lapses after 12 s, and a delivery may have been lost more than once.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(120);
 
 /// K is a kill of the service, P an immediate restart of PostgreSQL.
