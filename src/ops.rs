@@ -11,7 +11,7 @@ use axum::{Json, Router};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::store::Store;
+use crate::store::{Replica, Store};
 
 /// Where the port is.
 #[derive(Debug, Clone)]
@@ -56,6 +56,26 @@ impl Probed {
     }
 }
 
+impl Probed {
+    /// Everybody on this database, as far as it answers in time.
+    async fn replicas(&self) -> Vec<serde_json::Value> {
+        let rows = tokio::time::timeout(PING_MAX, self.store.replicas()).await;
+        let rows = rows.ok().and_then(Result::ok).unwrap_or_default();
+        let shown = |one: Replica| {
+            let roles = [("api", one.roles.api), ("worker", one.roles.worker)];
+            serde_json::json!({
+                "name": one.name,
+                "version": one.version,
+                "roles": roles.iter().filter(|(_, has)| *has).map(|(role, _)| *role).collect::<Vec<_>>(),
+                "drives_lanes": one.drives,
+                "reckons_with": one.sees.len(),
+                "silent_for_seconds": (one.silent_for.as_secs_f64() * 10.0).round() / 10.0,
+            })
+        };
+        rows.into_iter().map(shown).collect()
+    }
+}
+
 async fn ready(State(probed): State<Probed>) -> (StatusCode, &'static str) {
     if probed.draining.is_cancelled() {
         return (StatusCode::SERVICE_UNAVAILABLE, "draining\n");
@@ -70,12 +90,14 @@ async fn health(State(probed): State<Probed>) -> (StatusCode, Json<serde_json::V
     let database = probed.database().await;
     let is_draining = probed.draining.is_cancelled();
     let is_ready = database.is_ok() && !is_draining;
+    let replicas = if database.is_ok() { probed.replicas().await } else { Vec::new() };
     let body = serde_json::json!({
         "status": if is_ready { "ok" } else { "unavailable" },
         "version": env!("CARGO_PKG_VERSION"),
         "replica": probed.store.replica(),
         "draining": is_draining,
         "database": database.err().unwrap_or("ok"),
+        "replicas": replicas,
     });
     (if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, Json(body))
 }

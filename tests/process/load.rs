@@ -195,9 +195,17 @@ impl Tally {
 
     /// Registers it as the endpoint of all events.
     pub(crate) async fn register(&self, client: &mut Client) {
-        let endpoint = Endpoint { url: self.receiver.url(), ..Endpoint::default() };
-        let request = RegisterEndpointRequest { endpoint: Some(endpoint), secret: String::new() };
-        client.register_endpoint(request).await.expect("registered");
+        self.register_times(client, 1, 64).await;
+    }
+
+    /// Registers it as so many endpoints, each of all events and with that cap.
+    pub(crate) async fn register_times(&self, client: &mut Client, count: usize, max_in_flight: u32) {
+        for place in 0..count {
+            let url = format!("{}/{place}", self.receiver.url());
+            let endpoint = Endpoint { url, max_in_flight, ..Endpoint::default() };
+            let request = RegisterEndpointRequest { endpoint: Some(endpoint), secret: String::new() };
+            client.register_endpoint(request).await.expect("registered");
+        }
     }
 
     /// Waits until every delivery of `ids` has arrived; answers how often each did that came more than once.
@@ -208,7 +216,8 @@ impl Tally {
         })
         .await;
         let arrived = self.arrived.lock().expect("no panic");
-        arrived.iter().filter(|(_, count)| **count > 1).map(|(id, count)| (id.clone(), *count)).collect()
+        let counts = ids.iter().map(|id| (id.clone(), arrived[id]));
+        counts.filter(|(_, count)| *count > 1).collect()
     }
 }
 

@@ -93,6 +93,13 @@ impl Replica {
         self.read(path).await?.split(' ').nth(1)?.parse().ok()
     }
 
+    /// What `/health` tells of the replicas on the database; `None` when nobody answers.
+    pub(crate) async fn replicas(&self) -> Option<Vec<serde_json::Value>> {
+        let answer = self.read("/health").await?;
+        let health: serde_json::Value = serde_json::from_str(answer.split_once("\r\n\r\n")?.1).ok()?;
+        health["replicas"].as_array().cloned()
+    }
+
     /// The name it has in attempts.
     pub(crate) async fn name(&self) -> String {
         let answer = self.read("/health").await.expect("it answers");

@@ -48,9 +48,12 @@ impl Worker {
         let (url, name) = (url.to_owned(), name.to_owned());
         let (shutdown, end) = (CancellationToken::new(), CancellationToken::new());
         let tokens = (shutdown.clone(), end.clone());
-        let started = runtime.spawn(async move {
-            let store = open(&url, &name).await;
-            start_member(&store, Duration::from_secs(30), &tokens.0, tokens.1)
+        let handle = runtime.handle().clone();
+        let started = tokio::task::spawn_blocking(move || {
+            handle.block_on(async {
+                let store = open(&url, &name).await;
+                start_member(&store, Duration::from_secs(30), &tokens.0, tokens.1)
+            })
         });
         let (engine, member) = started.await.expect("no panic");
         Self { runtime, engine, member, shutdown, end }
