@@ -1,6 +1,6 @@
 //! A lane: what the scheduler knows of one endpoint with work. Pure bookkeeping; every instant is passed in.
 //!
-//! Long because its rules and the tests of them belong side by side.
+//! The file is long because its rules and their tests belong side by side.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
