@@ -17,13 +17,15 @@ async fn killed_replicas_lose_nothing_that_was_acknowledged() {
     let mut in_flight = 0;
     for kill in 0..scale.kills {
         acknowledge(&load, scale.kill_events * (kill + 1) / (scale.kills + 1)).await;
+        let mut victim = kill % 3;
         if kill % 2 == 0 {
             // With requests that are certainly under way.
             stage.record.answer(Answers::SILENT);
             let before = stage.record.count();
             eventually("a request is held", || async { (stage.record.count() > before).then_some(()) }).await;
+            victim = stage.busiest().await;
         }
-        in_flight += stage.kill(kill % 3).await;
+        in_flight += stage.kill(victim).await;
         stage.record.answer(Answers::BUSY);
         load.spread_over(stage.addresses());
     }

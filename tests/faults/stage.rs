@@ -89,6 +89,23 @@ impl Stage {
         self.replicas.push(replica);
     }
 
+    /// The place of the replica that has most in flight; its lanes are where the work is.
+    pub(crate) async fn busiest(&self) -> usize {
+        let mut names = Vec::new();
+        for replica in &self.replicas {
+            names.push(replica.name().await);
+        }
+        let busiest: String = sqlx::query_scalar(
+            "select replica from outstanding where state = 2 and replica = any($1)
+             group by replica order by count(*) desc limit 1",
+        )
+        .bind(&names)
+        .fetch_one(&mut self.database().await)
+        .await
+        .expect("somebody has something in flight");
+        names.iter().position(|name| *name == busiest).expect("one of them")
+    }
+
     /// Kills a replica and starts another in its place; answers how many attempts it had in flight.
     pub(crate) async fn kill(&mut self, place: usize) -> usize {
         let name = self.replicas[place].name().await;
