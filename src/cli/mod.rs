@@ -5,6 +5,7 @@
 pub mod bench;
 pub mod demo;
 pub mod dev;
+pub mod health;
 pub mod listen;
 pub mod migrate;
 pub mod postgres;
@@ -48,6 +49,7 @@ enum Command {
     Dev(Box<dev::Args>),
     Serve(Box<serve::Args>),
     Migrate(migrate::Args),
+    Health(health::Args),
     Listen(Box<listen::Args>),
     Bench(Box<bench::Args>),
     #[command(hide = true)]
@@ -62,6 +64,7 @@ impl Cli {
             Command::Dev(args) => dev::run(*args).await,
             Command::Serve(args) => serve::run(*args).await,
             Command::Migrate(args) => migrate::run(args).await,
+            Command::Health(args) => health::run(args).await,
             Command::Listen(args) => listen::run(*args).await,
             Command::Bench(args) => bench::run(*args).await,
             Command::BenchReceiver(args) => bench::receiver::run(args).await,

@@ -58,6 +58,26 @@ async fn without_a_database_it_says_so() {
 }
 
 #[tokio::test]
+async fn health_asks_a_replica_whether_it_is_ready() {
+    let url = support::database().await;
+    let mut replica = Replica::start(&url, &[]).await;
+    let ops = replica.ops.to_string();
+    let (code, output, error) = run(&["health", "--ops-addr", &ops], &[]).await;
+    assert_eq!((code, output.as_str()), (Some(0), "ok\n"), "{error}");
+    // As in a container, where it finds the port in its environment.
+    let everywhere = format!("0.0.0.0:{}", replica.ops.port());
+    let (code, ..) = run(&["health"], &[("HOOKLANE_OPS_ADDR", &everywhere)]).await;
+    assert_eq!(code, Some(0));
+    let grpc = replica.grpc.trim_start_matches("http://").to_owned();
+    let (code, _, error) = run(&["health", "--ops-addr", &grpc], &[]).await;
+    assert!(code == Some(75) && error.contains("does not answer as"), "{error}");
+    replica.signal("TERM").await;
+    replica.ended().await;
+    let (code, output, error) = run(&["health", "--ops-addr", &ops], &[]).await;
+    assert!(code == Some(75) && output.is_empty() && error.contains(&ops), "{error}");
+}
+
+#[tokio::test]
 async fn an_address_in_use_is_told() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("binds");
     let address = taken.local_addr().expect("bound").to_string();
