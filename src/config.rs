@@ -74,6 +74,9 @@ pub(crate) const SETTINGS: &[Setting] = &[
     Setting::new("retry.policy", "retries of endpoints that do not say: exponential, long, or delays", Built::Yes),
     Setting::new("roles", "what this replica does: api, worker or both, comma-separated", Built::Yes),
     Setting::new("shutdown.grace", "how long requests under way may go on after SIGTERM", Built::Yes),
+    Setting::new("tls.cert_file", "the certificate of the gRPC port", Built::No),
+    Setting::new("tls.client_ca_file", "who signs the certificates of callers", Built::No),
+    Setting::new("tls.key_file", "the key of the gRPC port's certificate", Built::No),
 ];
 
 /// One setting.
