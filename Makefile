@@ -15,7 +15,7 @@ demo: ## a service, a receiver and deliveries to watch, in one terminal (KEEP=1 
 	@cargo run --quiet --locked -- demo $(if $(KEEP),--keep)
 
 # The tests come last, and all of them run, so that the summary counts every one.
-test: ## everything that has to pass: format, lints, contract, documentation, tests
+test: ## everything that has to pass: format, lints, contract, documentation, packaging, tests
 	@.ci/setup test
 	@echo "== format"
 	@cargo fmt --check
@@ -25,6 +25,9 @@ test: ## everything that has to pass: format, lints, contract, documentation, te
 	@target/tools/node_modules/.bin/buf lint
 	@echo "== documentation"
 	@RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked
+	@echo "== packaging"
+	@cargo build --locked
+	@target/tools/venv/bin/python -B -m unittest discover --start-directory packaging/checks
 	@echo "== tests"
 	@mkdir -p target; status=0; \
 	cargo test --locked --no-fail-fast 2>&1 | tee target/test.log || status=$$?; \
