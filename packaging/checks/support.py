@@ -67,15 +67,25 @@ def pod_specs(objects):
 
 def settings():
     """Every setting of the program, read off src/config.rs: its key in the file, and its names in the environment."""
+    return {key: names for key, names, _ in read_settings()}
+
+
+def unbuilt():
+    """The names in the environment of settings that still stop the start."""
+    return set().union(*(names for _, names, is_built in read_settings() if not is_built))
+
+
+def read_settings():
     source = (ROOT / "src" / "config.rs").read_text()
     table = source[source.index("const SETTINGS") :]
     table = table[: table.index("\n];")]
-    found = {}
+    found = []
     for entry in re.split(r"Setting::new\(", table)[1:]:
         key = re.match(r'\s*"([^"]+)"', entry).group(1)
         named = re.search(r'\.env\(\s*"([^"]+)"', entry)
         variable = named.group(1) if named else "HOOKLANE_" + key.replace(".", "_").upper()
-        found[key] = {variable, variable + "_FILE"} if ".secret()" in entry else {variable}
+        names = {variable, variable + "_FILE"} if ".secret()" in entry else {variable}
+        found.append((key, names, "Built::Yes" in entry))
     assert len(found) > 20, "the settings were found"
     return found
 
