@@ -67,7 +67,7 @@ pub(crate) const SETTINGS: &[Setting] = &[
     Setting::new("ops.addr", "/livez /readyz /health; port 0 picks one", Built::Yes),
     Setting::new("queue.max_outstanding", "outstanding deliveries at most", Built::Yes),
     Setting::new("queue.max_outstanding_per_endpoint", "outstanding deliveries of one endpoint at most", Built::Yes),
-    Setting::new("retention.dead_letters", "how long dead letters are kept", Built::No),
+    Setting::new("retention.dead_letters", "how long a failed delivery is a dead letter", Built::Yes),
     Setting::new("retention.failed", "how long failed deliveries are kept", Built::No),
     Setting::new("retention.succeeded", "how long succeeded deliveries are kept", Built::No),
     Setting::new("retry.event_policies", "retries by event type, such as order.*: 1m 5m 30m 2h 24h", Built::Yes),
@@ -154,6 +154,7 @@ impl Config {
         });
         let connections_max = reader.get("database.connections", "10", |text| parse_within(text, 5, 1_000));
         let in_flight_max = reader.get("engine.in_flight_max", "16000", |text| parse_within(text, 1, 1_000_000));
+        let dead_letters = reader.get("retention.dead_letters", "7d", parse_retention);
         let retry_policy = reader.get("retry.policy", "exponential", retry::parse_policy);
         let event_policies = reader.get("retry.event_policies", "", retry::parse_event_policies);
         let grace = reader.get("shutdown.grace", "30s", parse_span);
@@ -179,6 +180,7 @@ impl Config {
                     outstanding_max: outstanding_max?,
                     outstanding_per_endpoint_max: outstanding_per_endpoint_max?,
                 },
+                retention: store::Retention { dead_letters: dead_letters? },
             },
             egress: egress::Config { rules, user_agent: concat!("hooklane/", env!("CARGO_PKG_VERSION")).to_owned() },
             engine: engine::Config {
@@ -258,6 +260,13 @@ pub(crate) fn parse_span(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "is not a span of time; allowed is such as 250ms, 30s, 5m, 24h, 7d".to_owned())
 }
 
+/// A span for which something is kept.
+fn parse_retention(text: &str) -> Result<Duration, String> {
+    let span = parse_span(text)?;
+    let is_allowed = (Duration::from_secs(60)..=Duration::from_secs(3_650 * 86_400)).contains(&span);
+    if is_allowed { Ok(span) } else { Err("is not from 1m to 3650d".to_owned()) }
+}
+
 /// Names this process in attempts: the host, and something that no other process of it has.
 fn replica_name() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
@@ -309,6 +318,7 @@ mod tests {
                 ("HOOKLANE_LOG_FORMAT", "xml"),
                 ("HOOKLANE_RETRY_POLICY", "shorter"),
                 ("HOOKLANE_RETRY_EVENT_POLICIES", "order.*: long, user*: long"),
+                ("HOOKLANE_RETENTION_DEAD_LETTERS", "59s"),
                 ("HOOKLANE_RETENTION_FAILED", "30d"),
                 ("HOOKLANE_GRCP_ADDR", "127.0.0.1:1"),
             ],
@@ -327,6 +337,7 @@ mod tests {
             "xml",
             "shorter",
             "user*",
+            "from 1m to 3650d",
             "HOOKLANE_RETENTION_FAILED",
             "not built yet",
             "HOOKLANE_GRCP_ADDR",

@@ -5,6 +5,7 @@
 
 mod connection;
 mod convert;
+mod dead_letters;
 mod deliveries;
 mod endpoints;
 mod health;

@@ -1,6 +1,6 @@
 //! Pages of lists: their size, and the opaque tokens that lead from one to the next.
 //!
-//! A token holds the last id of its page and a digest of the request's filters, so that it continues that list and no
+//! A token holds where its page ended (the last id, and what the list is sorted by before it) and a digest of the request's filters, so that it continues that list and no
 //! other. It grants nothing: whoever alters one reads another part of the same list.
 
 use base64::Engine as _;
@@ -71,19 +71,29 @@ impl Binding {
 
     /// The token that continues after `last`.
     pub(super) fn token(&self, last: Uuid) -> String {
-        BASE64.encode([&last.as_bytes()[..], &self.digest()].concat())
+        self.token_at(last.as_bytes())
+    }
+
+    /// The token that continues after a place of another form.
+    pub(super) fn token_at(&self, place: &[u8]) -> String {
+        BASE64.encode([place, &self.digest()].concat())
     }
 
     /// Where a request with `token` goes on; `None` at the first page.
     pub(super) fn parse(&self, token: &str) -> Result<Option<Uuid>, Problem> {
+        Ok(self.parse_at::<ID_BYTES>(token)?.map(Uuid::from_bytes))
+    }
+
+    /// Where a request with `token` goes on, in the form that [`Self::token_at`] was given.
+    pub(super) fn parse_at<const BYTES: usize>(&self, token: &str) -> Result<Option<[u8; BYTES]>, Problem> {
         if token.is_empty() {
             return Ok(None);
         }
-        let mut bytes = [0; ID_BYTES + DIGEST_BYTES];
-        let is_whole = BASE64.decode_slice(token, &mut bytes).is_ok_and(|length| length == bytes.len());
-        let (id, digest) = bytes.split_at(ID_BYTES);
-        match Uuid::from_slice(id) {
-            Ok(id) if is_whole && digest == self.digest() => Ok(Some(id)),
+        let decoded = BASE64.decode(token).ok();
+        let place =
+            decoded.as_deref().and_then(|bytes| bytes.strip_suffix(&self.digest())).map(<[u8; BYTES]>::try_from);
+        match place {
+            Some(Ok(place)) => Ok(Some(place)),
             _ => Err(Problem::new(
                 "is not a token of this list; allowed is next_page_token of the page before, with the same filters",
             )),

@@ -118,15 +118,18 @@ impl WebhookService for Webhooks {
         self.stream_events(request, &extensions).await.map(Response::new)
     }
 
+    async fn list_dead_letters(&self, request: Request<ListDeadLettersRequest>) -> Answer<ListDeadLettersResponse> {
+        self.list_dead_letters_page(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn delete_dead_letters(
+        &self,
+        request: Request<DeleteDeadLettersRequest>,
+    ) -> Answer<DeleteDeadLettersResponse> {
+        self.delete_dead_letters_of(request.into_inner()).await.map(Response::new)
+    }
+
     // Not built yet.
-
-    async fn list_dead_letters(&self, _: Request<ListDeadLettersRequest>) -> Answer<ListDeadLettersResponse> {
-        Err(status::unbuilt_call("ListDeadLetters"))
-    }
-
-    async fn delete_dead_letters(&self, _: Request<DeleteDeadLettersRequest>) -> Answer<DeleteDeadLettersResponse> {
-        Err(status::unbuilt_call("DeleteDeadLetters"))
-    }
 
     async fn start_replay(&self, _: Request<StartReplayRequest>) -> Answer<StartReplayResponse> {
         Err(status::unbuilt_call("StartReplay"))

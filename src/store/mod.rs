@@ -1,10 +1,12 @@
 //! Every SQL statement of the program, a file for each group of tables. No other module speaks to PostgreSQL.
 //!
-//! The verbs: publish, claim, complete, release, renew, retry, cancel; the readers stand in `history` and `endpoints`.
+//! The verbs: publish, claim, complete, release, renew, retry, cancel, dismiss, replay; the readers stand in `history`,
+//! `dead_letters`, `stats` and `endpoints`.
 
 mod backlog;
 mod clock;
 mod connections;
+mod dead_letters;
 mod directory;
 mod endpoints;
 mod error;
@@ -36,13 +38,14 @@ use sqlx::types::Uuid;
 
 pub use self::backlog::Limits;
 pub use self::clock::DbClock;
+pub use self::dead_letters::{DeadLetter, DeadLetterFilter, DeadLetterPlace, Dismissal};
 pub use self::endpoints::{DeleteOutcome, EndpointFilter, LaneEndpoint, NewEndpoint, RegisterError, UpdateError};
 pub use self::error::{Error, Result};
 pub use self::hints::Hint;
 pub use self::history::{DeliveryFilter, DeliveryRecord, DeliveryRow};
 pub use self::notes::{NAMED_MAX, Note, Work};
 pub use self::operate::{CancelRefused, RetryRefused};
-pub use self::pool::{Config, ConnectError};
+pub use self::pool::{Config, ConnectError, Retention};
 pub use self::publish::{PublishError, Published, PublishedDelivery, Publisher};
 pub use self::queue::{
     AttemptRecord, CANCELED_REASON, Claimed, Completion, Due, Elsewhere, Followed, LEASE, LaneRequest, Settled,
@@ -81,6 +84,7 @@ pub struct Store {
     clock: DbClock,
     directory: Directory,
     backlog: Backlog,
+    retention: Retention,
     recent: Recent,
     filter_errors: FilterErrors,
     judges: Judges,
@@ -108,6 +112,7 @@ impl Store {
             clock,
             directory: Directory::default(),
             backlog,
+            retention: config.retention,
             recent: Recent::default(),
             filter_errors: FilterErrors::default(),
             judges: Judges::default(),

@@ -23,6 +23,21 @@ pub struct Config {
     pub replica: String,
     /// When publishes are refused or fail at once.
     pub limits: Limits,
+    /// How long what is done is kept.
+    pub retention: Retention,
+}
+
+/// How long what is done is kept.
+#[derive(Debug, Clone, Copy)]
+pub struct Retention {
+    /// How long a failed delivery is a dead letter.
+    pub dead_letters: Duration,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self { dead_letters: Duration::from_secs(7 * 24 * 3600) }
+    }
 }
 
 /// Why the store could not be opened.

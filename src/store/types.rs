@@ -9,6 +9,7 @@ use sqlx::postgres::{PgArgumentBuffer, PgHasArrayType, PgTypeInfo, PgValueFormat
 use sqlx::{Decode, Encode, Postgres, Type};
 
 use super::error::Error;
+use crate::domain::pattern::{EventPattern, RESERVED_PREFIX};
 use crate::domain::time::Timestamp;
 
 /// A `timestamptz`: on the wire, microseconds since 2000-01-01T00:00:00Z.
@@ -81,9 +82,30 @@ pub(super) fn count(number: i32) -> u32 {
     u32::try_from(number).unwrap_or_default()
 }
 
+/// Patterns of event types as one regular expression of PostgreSQL's; `None` where there are none, and any type is meant.
+pub(super) fn regex_of(patterns: &[EventPattern]) -> Option<String> {
+    // Of what a type may contain, the dot alone means something in an expression.
+    let literal = |text: &str| text.replace('.', r"\.");
+    let of = |pattern: &EventPattern| match pattern {
+        EventPattern::All => format!("(?!{}).*", literal(RESERVED_PREFIX)),
+        EventPattern::Below(prefix) => format!("{}.*", literal(prefix)),
+        EventPattern::Exactly(event_type) => literal(event_type),
+    };
+    (!patterns.is_empty()).then(|| format!("^(?:{})$", patterns.iter().map(of).collect::<Vec<_>>().join("|")))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn patterns_become_one_expression() {
+        let patterns =
+            |texts: &[&str]| texts.iter().map(|text| EventPattern::parse(text).expect("a pattern")).collect::<Vec<_>>();
+        assert_eq!(regex_of(&[]), None);
+        let expression = regex_of(&patterns(&["order.*", "user.created", "*"]));
+        assert_eq!(expression.as_deref(), Some(r"^(?:order\..*|user\.created|(?!hooklane\.).*)$"));
+    }
 
     #[test]
     fn headers_survive_the_round_trip() {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use hooklane::api::proto::{PublishRequest, publish_request};
 use hooklane::cli::postgres::{DataDir, Durability, Options, Postgres, RestartMode};
-use hooklane::store::{Config, Limits, Store};
+use hooklane::store::{Config, Limits, Retention, Store};
 use sqlx::PgConnection;
 use tonic::{Code, Status};
 
@@ -67,6 +67,7 @@ impl Stage {
             connections_max: 5,
             replica: "migrates".to_owned(),
             limits: Limits::default(),
+            retention: Retention::default(),
         };
         Store::migrate(&config).await.expect("migrated");
         let proxy = Proxy::start(postgres.socket_dir(), DATABASE).await;

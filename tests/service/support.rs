@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use hooklane::cli::postgres::{DataDir, Durability, Options, Postgres};
 use hooklane::domain::address::EgressRules;
-use hooklane::store::{Config, Limits, Store};
+use hooklane::store::{Config, Limits, Retention, Store};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio::sync::OnceCell;
 
@@ -49,7 +49,13 @@ pub(crate) async fn database() -> String {
 
 /// A store's settings for `url`.
 pub(crate) fn config(url: String) -> Config {
-    Config { database_url: url, connections_max: 10, replica: "test".to_owned(), limits: Limits::default() }
+    Config {
+        database_url: url,
+        connections_max: 10,
+        replica: "test".to_owned(),
+        limits: Limits::default(),
+        retention: Retention::default(),
+    }
 }
 
 /// A store over a database of this test's own.

@@ -23,7 +23,7 @@ use crate::domain::id::{DeliveryId, EventId, new_uuid};
 use crate::domain::secret::Secret;
 use crate::domain::signature::Signer;
 use crate::domain::time::Timestamp;
-use crate::store::{Config, Limits as QueueLimits, Store};
+use crate::store::{Config, Limits as QueueLimits, Retention, Store};
 
 /// What the machine gives.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -135,8 +135,13 @@ async fn post(client: &Bare, url: &str, signer: &Signer, payloads: &Payloads) ->
 async fn rows(cluster: &Cluster, payloads: &Payloads, span: Duration) -> Result<f64, Failure> {
     const DATABASE: &str = "bench_rows";
     let database_url = cluster.create_database(DATABASE).await?;
-    let config =
-        Config { database_url, connections_max: 3, replica: "bench".to_owned(), limits: QueueLimits::default() };
+    let config = Config {
+        database_url,
+        connections_max: 3,
+        replica: "bench".to_owned(),
+        limits: QueueLimits::default(),
+        retention: Retention::default(),
+    };
     Store::migrate(&config).await.map_err(|error| Failure::unavailable(error.to_string()))?;
     let mut connection = cluster.connect(DATABASE).await?;
     // As the engine's connections: an empty table's statistics must not make a settle a scan.

@@ -29,6 +29,8 @@ const BUILT: &[&str] = &[
     "RetryDelivery",
     "CancelDelivery",
     "StreamDeliveryEvents",
+    "ListDeadLetters",
+    "DeleteDeadLetters",
 ];
 
 /// Calls a method by name with an empty message.
