@@ -1,10 +1,11 @@
-//! What happened: events, deliveries and their attempts, for readers.
+//! What happened: events, deliveries and their attempts, for readers. Lists of deliveries stand in `lists`.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::Row;
 use sqlx::postgres::PgRow;
+use sqlx::types::Uuid;
 
 use super::Store;
 use super::error::Result;
@@ -14,8 +15,7 @@ use crate::domain::attempt::{Attempt, AttemptOutcome, AttemptTrigger};
 use crate::domain::delivery::DeliveryState;
 use crate::domain::event::Event;
 use crate::domain::fields::Tenant;
-use crate::domain::id::{DeliveryId, EndpointId, EventId, uuid_floor};
-use crate::domain::pattern::{EventPattern, any_matches};
+use crate::domain::id::{DeliveryId, EndpointId, EventId, ReplayId};
 use crate::domain::time::Timestamp;
 
 /// A delivery as every reader sees it.
@@ -41,6 +41,8 @@ pub struct DeliveryRow {
     pub priority: i16,
     /// The event's key.
     pub idempotency_key: Option<String>,
+    /// The replay that made it anew.
+    pub replay_of: Option<ReplayId>,
     /// When it is (or was) due; `None` once it is settled.
     pub due_at: Option<Timestamp>,
     /// When it came to its end.
@@ -64,47 +66,11 @@ pub struct DeliveryRecord {
     pub event: Option<Arc<Event>>,
 }
 
-/// Which deliveries to list, newest first.
-#[derive(Debug, Default, Clone)]
-pub struct DeliveryFilter {
-    /// One tenant's; `None` for all.
-    pub tenant: Option<Tenant>,
-    /// One endpoint's.
-    pub endpoint: Option<EndpointId>,
-    /// One event's.
-    pub event: Option<EventId>,
-    /// Of types that one of these matches; empty for any.
-    pub event_types: Vec<EventPattern>,
-    /// In one of these states; empty for any.
-    pub states: Vec<DeliveryState>,
-    /// Made at or after.
-    pub create_after: Option<Timestamp>,
-    /// Made before.
-    pub create_before: Option<Timestamp>,
-    /// Only ids below this one: where the page before ended.
-    pub before: Option<DeliveryId>,
-}
-
-/// Rows read at most for one page: where a filter is rare, a page is short and the next one goes on.
-const SCAN_MAX: u32 = 5_000;
-
-/// Merges the three tables' newest rows by `…_pkey` or `…_endpoint` backwards, or takes an event's few by `…_event`.
-/// Planned for its parameters (readers plan anew each time), so that conditions on null fall away.
-const LIST: &str = "
-select d.id, d.event_id, d.endpoint_id, d.tenant, d.event_type, d.state, d.reason, d.attempt_count, d.priority,
-       d.due_at, d.settle_time, d.last_status, d.last_error, d.cancel_requested,
-       (select v.idempotency_key from events v where v.id = d.event_id)
-from deliveries d
-where ($1::uuid is null or d.endpoint_id = $1) and ($2::uuid is null or d.event_id = $2)
-  and ($3::text is null or d.tenant = $3) and (cardinality($4::smallint[]) = 0 or d.state = any($4))
-  and ($5::uuid is null or d.id >= $5) and ($6::uuid is null or d.id < $6)
-order by d.id desc
-limit $7";
-
 const ONE: &str = "
 select d.id, d.event_id, d.endpoint_id, d.tenant, d.event_type, d.state, d.reason, d.attempt_count, d.priority,
        d.due_at, d.settle_time, d.last_status, d.last_error, d.cancel_requested,
        (select v.idempotency_key from events v where v.id = d.event_id),
+       (select r.replay_id from replay_deliveries r where r.delivery_id = d.id),
        d.attempt_started_at, d.trigger, d.replica, (select e.shown_url from endpoints e where e.id = d.endpoint_id)
 from deliveries d where d.id = $1";
 
@@ -149,44 +115,10 @@ impl Store {
         let found = sqlx::query(ONE).bind(id.uuid()).fetch_optional(&self.reader).await?;
         found.as_ref().map(read_row).transpose()
     }
-
-    /// Deliveries, newest first, `limit` at most; and after which one to go on, where there may be more.
-    pub async fn list_deliveries(
-        &self,
-        filter: &DeliveryFilter,
-        limit: u32,
-    ) -> Result<(Vec<DeliveryRow>, Option<DeliveryId>)> {
-        // Patterns are matched here, so more rows are read than asked for where there are any.
-        let scanned_max = if filter.event_types.is_empty() { limit } else { SCAN_MAX };
-        let ceiling = match (filter.before.map(DeliveryId::uuid), filter.create_before.map(uuid_floor)) {
-            (Some(before), Some(made)) => Some(before.min(made)),
-            (before, made) => before.or(made),
-        };
-        let rows = sqlx::query(LIST)
-            .bind(filter.endpoint.map(EndpointId::uuid))
-            .bind(filter.event.map(EventId::uuid))
-            .bind(filter.tenant.as_ref().map(Tenant::as_str))
-            .bind(filter.states.iter().map(|state| state.number()).collect::<Vec<_>>())
-            .bind(filter.create_after.map(uuid_floor))
-            .bind(ceiling)
-            .bind(i64::from(scanned_max))
-            .fetch_all(&self.reader)
-            .await?;
-        let mut deliveries = rows.iter().map(read_row).collect::<Result<Vec<_>>>()?;
-        let is_scan_full = u32::try_from(deliveries.len()).is_ok_and(|read| read == scanned_max);
-        let mut end = if is_scan_full { deliveries.last().map(|row| row.id) } else { None };
-        if !filter.event_types.is_empty() {
-            deliveries.retain(|row| any_matches(&filter.event_types, &row.event_type));
-            if deliveries.len() > limit as usize {
-                deliveries.truncate(limit as usize);
-                end = deliveries.last().map(|row| row.id);
-            }
-        }
-        Ok((deliveries, end))
-    }
 }
 
-fn read_row(row: &PgRow) -> Result<DeliveryRow> {
+/// Reads the columns of `ONE` and of the lists.
+pub(super) fn read_row(row: &PgRow) -> Result<DeliveryRow> {
     let time = |column: usize| -> Result<_> { Ok(row.try_get::<Option<PgTime>, _>(column)?.map(|time| time.0)) };
     Ok(DeliveryRow {
         id: DeliveryId::from_uuid(row.try_get(0)?),
@@ -204,6 +136,7 @@ fn read_row(row: &PgRow) -> Result<DeliveryRow> {
         last_error: row.try_get(12)?,
         cancel_requested: row.try_get(13)?,
         idempotency_key: row.try_get(14)?,
+        replay_of: row.try_get::<Option<Uuid>, _>(15)?.map(ReplayId::from_uuid),
     })
 }
 
@@ -228,23 +161,23 @@ fn read_attempt(row: &PgRow) -> Result<Attempt> {
 
 /// The attempt that the delivery's own row tells of.
 fn read_attempt_in_flight(row: &PgRow, number: u32) -> Result<Option<Attempt>> {
-    let started: Option<PgTime> = row.try_get(15)?;
+    let started: Option<PgTime> = row.try_get(16)?;
     let Some(PgTime(start_time)) = started else { return Ok(None) };
-    let trigger: Option<i16> = row.try_get(16)?;
+    let trigger: Option<i16> = row.try_get(17)?;
     Ok(Some(Attempt {
         number,
         trigger: stored("trigger", trigger.unwrap_or_default(), AttemptTrigger::from_number)?,
         outcome: None,
         start_time,
         duration: Duration::ZERO,
-        url: row.try_get::<Option<String>, _>(18)?.unwrap_or_default(),
+        url: row.try_get::<Option<String>, _>(19)?.unwrap_or_default(),
         status: 0,
         response_headers: Vec::new(),
         response_body: bytes::Bytes::new(),
         response_truncated: false,
         error: String::new(),
         next_attempt_time: None,
-        replica_id: row.try_get::<Option<String>, _>(17)?.unwrap_or_default(),
+        replica_id: row.try_get::<Option<String>, _>(18)?.unwrap_or_default(),
     }))
 }
 

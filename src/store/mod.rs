@@ -15,6 +15,7 @@ mod hints;
 mod history;
 mod idempotency;
 mod inline;
+mod lists;
 mod notes;
 mod operate;
 mod partitions;
@@ -42,7 +43,8 @@ pub use self::dead_letters::{DeadLetter, DeadLetterFilter, DeadLetterPlace, Dism
 pub use self::endpoints::{DeleteOutcome, EndpointFilter, LaneEndpoint, NewEndpoint, RegisterError, UpdateError};
 pub use self::error::{Error, Result};
 pub use self::hints::Hint;
-pub use self::history::{DeliveryFilter, DeliveryRecord, DeliveryRow};
+pub use self::history::{DeliveryRecord, DeliveryRow};
+pub use self::lists::DeliveryFilter;
 pub use self::notes::{NAMED_MAX, Note, Work};
 pub use self::operate::{CancelRefused, RetryRefused};
 pub use self::pool::{Config, ConnectError, Retention};

@@ -2,10 +2,12 @@
 
 use std::str::FromStr;
 
+use serde_json::Value;
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{ConnectOptions, PgConnection};
+use sqlx::{ConnectOptions, PgConnection, Row};
 
-use super::{pool, queue};
+use super::lists::DeliveryFilter;
+use super::{lists, pool, queue};
 
 /// A statement and the types of its parameters.
 #[derive(Debug, Clone, Copy)]
@@ -42,6 +44,18 @@ pub const SWEEP: Guarded = Guarded { name: "sweep", sql: queue::SWEEP, types: ""
 pub const ELSEWHERE: Guarded = Guarded { name: "elsewhere", sql: queue::ELSEWHERE, types: "uuid[], text" };
 /// See [`super::Store::follow`].
 pub const FOLLOW: Guarded = Guarded { name: "follow", sql: queue::FOLLOW, types: "uuid[]" };
+
+/// The plan by which a page of deliveries is read, as `explain (analyze, buffers, format json)` tells it.
+pub async fn explain_list(connection: &mut PgConnection, filter: &DeliveryFilter, limit: u32) -> sqlx::Result<Value> {
+    let statement = lists::Statement::of_page(filter, limit);
+    let row = statement.query("explain (analyze, buffers, format json) ").fetch_one(connection).await?;
+    row.try_get(0)
+}
+
+/// A connection with the readers' settings: the planner's defaults.
+pub async fn connect_reader(url: &str) -> sqlx::Result<PgConnection> {
+    pool::for_readers(PgConnectOptions::from_str(url)?).connect().await
+}
 
 /// A connection with the engine's settings.
 pub async fn connect(url: &str) -> sqlx::Result<PgConnection> {

@@ -136,8 +136,7 @@ pub(super) async fn connect(config: &Config) -> Result<Pools, ConnectError> {
             .idle_timeout(Duration::from_secs(600))
             .max_lifetime(None)
     };
-    // Readers' filters are mostly absent: planned for the values at hand, conditions on null fall away.
-    let for_readers = options.clone().options(EVERY_CONNECTION).options([("plan_cache_mode", "force_custom_plan")]);
+    let for_readers = for_readers(options.clone());
     // One connection outside the pool first: a pool tries until its time is up and then tells no reason.
     let mut probe = for_readers.connect().await.map_err(connect_error)?;
     check_server(&mut probe).await?;
@@ -149,6 +148,12 @@ pub(super) async fn connect(config: &Config) -> Result<Pools, ConnectError> {
     let reader = open(readers_max, for_readers);
     let engine = open(config.connections_max.saturating_sub(readers_max + 1).max(2), for_engine(options));
     Ok(Pools { engine, reader, session_options })
+}
+
+/// The options of a reader's connection. Readers' filters are mostly absent: planned for the values at hand, conditions on
+/// null fall away.
+pub(super) fn for_readers(options: PgConnectOptions) -> PgConnectOptions {
+    options.options(EVERY_CONNECTION).options([("plan_cache_mode", "force_custom_plan")])
 }
 
 /// The options of a connection whose plans are guarded.

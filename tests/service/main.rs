@@ -3,6 +3,7 @@
 mod api;
 mod delivery;
 mod filters;
+mod lists;
 mod plans;
 mod publish;
 mod queue;
