@@ -9,7 +9,9 @@ pub mod health;
 pub mod listen;
 pub mod migrate;
 pub mod postgres;
+mod secrets;
 pub mod serve;
+pub mod verify;
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;
@@ -51,6 +53,7 @@ enum Command {
     Migrate(migrate::Args),
     Health(health::Args),
     Listen(Box<listen::Args>),
+    Verify(Box<verify::Args>),
     Bench(Box<bench::Args>),
     #[command(hide = true)]
     BenchReceiver(bench::receiver::Args),
@@ -66,6 +69,7 @@ impl Cli {
             Command::Migrate(args) => migrate::run(args).await,
             Command::Health(args) => health::run(args).await,
             Command::Listen(args) => listen::run(*args).await,
+            Command::Verify(args) => verify::run(*args).await,
             Command::Bench(args) => bench::run(*args).await,
             Command::BenchReceiver(args) => bench::receiver::run(args).await,
         }

@@ -31,11 +31,11 @@ pub enum Verifier {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Rejected {
     /// A header the scheme needs is not there.
-    #[error("the signature header is missing")]
-    Missing,
+    #[error("the header {0} is missing")]
+    Missing(&'static str),
     /// A header is there but cannot be read.
-    #[error("the signature header is malformed")]
-    Malformed,
+    #[error("the header {0} is malformed")]
+    Malformed(&'static str),
     /// The signed time is too far from now.
     #[error("the signed time is more than 5 minutes from now")]
     Stale,
@@ -97,67 +97,93 @@ pub fn verify<'h>(
     body: &[u8],
     now: i64,
 ) -> Result<(), Rejected> {
-    let needed = |name| header(name).ok_or(Rejected::Missing);
-    match scheme {
-        SignatureScheme::Timestamped => {
-            let value = needed(SIGNATURE_HEADER)?;
-            let parts = || value.split(',').filter_map(|part| part.split_once('='));
-            let time = parts().find(|(name, _)| *name == "t").ok_or(Rejected::Malformed)?.1;
-            check_time(time, now)?;
-            let offered = parts().filter(|(name, _)| *name == "v1").filter_map(|(_, hex)| from_hex(hex));
-            verifier.check_hmac(scheme, &[time.as_bytes(), b".", body], offered)
-        }
-        SignatureScheme::BodySha256 => {
-            let hex = needed(SIGNATURE_HEADER)?.strip_prefix("sha256=").ok_or(Rejected::Malformed)?;
-            verifier.check_hmac(scheme, &[body], [from_hex(hex).ok_or(Rejected::Malformed)?])
-        }
-        SignatureScheme::BodyHex => {
-            let tag = from_hex(needed(SIGNATURE_HEADER)?).ok_or(Rejected::Malformed)?;
-            verifier.check_hmac(scheme, &[body], [tag])
-        }
-        SignatureScheme::StandardWebhooks | SignatureScheme::StandardWebhooksEd25519 => {
-            let (id, time) = (needed(STANDARD_ID_HEADER)?, needed(STANDARD_TIMESTAMP_HEADER)?);
-            let value = needed(STANDARD_SIGNATURE_HEADER)?;
-            check_time(time, now)?;
-            let tag = if scheme.is_ed25519() { "v1a," } else { "v1," };
-            let offered = value.split(' ').filter_map(|part| BASE64.decode(part.strip_prefix(tag)?).ok());
-            let signed = [id.as_bytes(), b".", time.as_bytes(), b".", body];
-            match scheme.is_ed25519() {
-                true => verifier.check_ed25519(&signed, offered),
-                false => verifier.check_hmac(scheme, &signed, offered),
+    let presented = Presented::read(scheme, header)?;
+    presented.check_time(now, TOLERANCE_SECONDS.unsigned_abs())?;
+    presented.match_of(verifier, body).map(drop).ok_or(Rejected::Mismatch)
+}
+
+/// What a request's headers present under one scheme: signatures to be held against secrets, and what they sign beside
+/// the body.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Presented {
+    scheme: SignatureScheme,
+    /// The signed time in unix seconds, in the schemes that sign one.
+    time: Option<i64>,
+    /// The signed bytes before the body.
+    prefix: Vec<u8>,
+    /// As bytes; what is not encoded as the scheme says is none of them.
+    signatures: Vec<Vec<u8>>,
+}
+
+impl Presented {
+    /// Reads the headers of `scheme`, looked up by their lower-case names.
+    pub fn read<'h>(scheme: SignatureScheme, header: impl Fn(&str) -> Option<&'h str>) -> Result<Self, Rejected> {
+        let needed = |name| header(name).ok_or(Rejected::Missing(name));
+        let malformed = Rejected::Malformed(SIGNATURE_HEADER);
+        let unsigned_time = |signatures| Self { scheme, time: None, prefix: Vec::new(), signatures };
+        match scheme {
+            SignatureScheme::Timestamped => {
+                let value = needed(SIGNATURE_HEADER)?;
+                let parts = || value.split(',').filter_map(|part| part.split_once('='));
+                let text = parts().find(|(name, _)| *name == "t").ok_or(malformed)?.1;
+                let time = text.parse().map_err(|_| malformed)?;
+                let prefix = [text.as_bytes(), b"."].concat();
+                let signatures = parts().filter(|(name, _)| *name == "v1").filter_map(|(_, hex)| from_hex(hex));
+                Ok(Self { scheme, time: Some(time), prefix, signatures: signatures.collect() })
+            }
+            SignatureScheme::BodySha256 => {
+                let hex = needed(SIGNATURE_HEADER)?.strip_prefix("sha256=").ok_or(malformed)?;
+                Ok(unsigned_time(vec![from_hex(hex).ok_or(malformed)?]))
+            }
+            SignatureScheme::BodyHex => Ok(unsigned_time(vec![from_hex(needed(SIGNATURE_HEADER)?).ok_or(malformed)?])),
+            SignatureScheme::StandardWebhooks | SignatureScheme::StandardWebhooksEd25519 => {
+                let (id, text) = (needed(STANDARD_ID_HEADER)?, needed(STANDARD_TIMESTAMP_HEADER)?);
+                let value = needed(STANDARD_SIGNATURE_HEADER)?;
+                let time = text.parse().map_err(|_| Rejected::Malformed(STANDARD_TIMESTAMP_HEADER))?;
+                let prefix = [id.as_bytes(), b".", text.as_bytes(), b"."].concat();
+                let tag = if scheme.is_ed25519() { "v1a," } else { "v1," };
+                let signatures = value.split(' ').filter_map(|part| BASE64.decode(part.strip_prefix(tag)?).ok());
+                Ok(Self { scheme, time: Some(time), prefix, signatures: signatures.collect() })
             }
         }
     }
-}
 
-impl Verifier {
-    fn check_hmac(
-        &self,
-        scheme: SignatureScheme,
-        signed: &[&[u8]],
-        offered: impl IntoIterator<Item = Vec<u8>>,
-    ) -> Result<(), Rejected> {
-        let Self::Secret(secret) = self else { return Err(Rejected::Mismatch) };
-        let key: Hmac<Sha256> = Hmac::new_from_slice(&secret.hmac_key(scheme)).map_err(|_| Rejected::Mismatch)?;
-        let tag = mac(&key, signed);
-        let is_tag = |candidate: Vec<u8>| bool::from(candidate.as_slice().ct_eq(&tag));
-        if offered.into_iter().any(is_tag) { Ok(()) } else { Err(Rejected::Mismatch) }
+    /// The signed time in unix seconds, in the schemes that sign one.
+    pub const fn time(&self) -> Option<i64> {
+        self.time
     }
 
-    fn check_ed25519(&self, signed: &[&[u8]], offered: impl IntoIterator<Item = Vec<u8>>) -> Result<(), Rejected> {
-        let Self::PublicKey(public) = self else { return Err(Rejected::Mismatch) };
-        let message = signed.concat();
-        let is_signature = |candidate: Vec<u8>| {
-            Signature::from_slice(&candidate)
-                .is_ok_and(|signature| public.key().verify_strict(&message, &signature).is_ok())
-        };
-        if offered.into_iter().any(is_signature) { Ok(()) } else { Err(Rejected::Mismatch) }
+    /// How many signatures there are.
+    pub const fn signature_count(&self) -> usize {
+        self.signatures.len()
     }
-}
 
-fn check_time(text: &str, now: i64) -> Result<(), Rejected> {
-    let time: i64 = text.parse().map_err(|_| Rejected::Malformed)?;
-    if time.abs_diff(now) > TOLERANCE_SECONDS.unsigned_abs() { Err(Rejected::Stale) } else { Ok(()) }
+    /// Whether the signed time, where there is one, is within `tolerance` seconds of `now`.
+    pub fn check_time(&self, now: i64, tolerance: u64) -> Result<(), Rejected> {
+        let is_far = |time: i64| time.abs_diff(now) > tolerance;
+        if self.time.is_some_and(is_far) { Err(Rejected::Stale) } else { Ok(()) }
+    }
+
+    /// Which of the signatures, counted from 0, is the verifier's over that body.
+    pub fn match_of(&self, verifier: &Verifier, body: &[u8]) -> Option<usize> {
+        let signed = [self.prefix.as_slice(), body];
+        match (verifier, self.scheme.is_ed25519()) {
+            (Verifier::Secret(secret), false) => {
+                let key: Hmac<Sha256> = Hmac::new_from_slice(&secret.hmac_key(self.scheme)).ok()?;
+                let tag = mac(&key, &signed);
+                self.signatures.iter().position(|candidate| candidate.as_slice().ct_eq(&tag).into())
+            }
+            (Verifier::PublicKey(public), true) => {
+                let message = signed.concat();
+                let is_signature = |candidate: &Vec<u8>| {
+                    Signature::from_slice(candidate)
+                        .is_ok_and(|signature| public.key().verify_strict(&message, &signature).is_ok())
+                };
+                self.signatures.iter().position(is_signature)
+            }
+            _ => None,
+        }
+    }
 }
 
 fn from_hex(text: &str) -> Option<Vec<u8>> {
@@ -203,23 +229,42 @@ mod tests {
             assert_eq!(check(&new, b"{}", SIGNED_AT), Err(Rejected::Mismatch), "{scheme:?}");
             assert_eq!(check(&stranger, BODY, SIGNED_AT), Err(Rejected::Mismatch), "{scheme:?}");
             let missing = verify(scheme, &Verifier::from(new), |_| None, BODY, SIGNED_AT);
-            assert_eq!(missing, Err(Rejected::Missing), "{scheme:?}");
+            let first = headers[0].0;
+            assert_eq!(missing, Err(Rejected::Missing(first)), "{scheme:?}");
         }
     }
 
     #[test]
     fn malformed_headers_are_told_from_wrong_ones() {
         let secret = Verifier::Secret(Secret::from_stored("a-secret-of-our-own".to_owned()));
+        let malformed = Rejected::Malformed(SIGNATURE_HEADER);
         for (scheme, value, rejected) in [
-            (SignatureScheme::Timestamped, "nonsense", Rejected::Malformed),
-            (SignatureScheme::Timestamped, "t=x,v1=00", Rejected::Malformed),
+            (SignatureScheme::Timestamped, "nonsense", malformed),
+            (SignatureScheme::Timestamped, "t=x,v1=00", malformed),
             (SignatureScheme::Timestamped, "t=1000,v1=+1", Rejected::Mismatch),
-            (SignatureScheme::BodySha256, "0a", Rejected::Malformed),
-            (SignatureScheme::BodySha256, "sha256=0", Rejected::Malformed),
-            (SignatureScheme::BodyHex, "sha256=00", Rejected::Malformed),
+            (SignatureScheme::BodySha256, "0a", malformed),
+            (SignatureScheme::BodySha256, "sha256=0", malformed),
+            (SignatureScheme::BodyHex, "sha256=00", malformed),
             (SignatureScheme::BodyHex, "", Rejected::Mismatch),
+            (SignatureScheme::StandardWebhooks, "x", Rejected::Malformed(STANDARD_TIMESTAMP_HEADER)),
         ] {
             assert_eq!(verify(scheme, &secret, |_| Some(value), BODY, SIGNED_AT), Err(rejected), "{value}");
+        }
+    }
+
+    #[test]
+    fn the_signature_that_matches_is_told_by_its_place() {
+        for scheme in [SignatureScheme::Timestamped, SignatureScheme::StandardWebhooksEd25519] {
+            let make = if scheme.is_ed25519() { Secret::from_seed } else { Secret::from_random };
+            let secrets = [1, 2, 3].map(|seed| make(&[seed; 32]));
+            let signer = Signer::new(scheme, &secrets[..2]);
+            let headers = signer.sign("evt_1", Timestamp::from_micros(SIGNED_AT * 1_000_000), BODY);
+            let presented = Presented::read(scheme, lookup(&headers)).expect("its headers");
+            assert_eq!((presented.time(), presented.signature_count()), (Some(SIGNED_AT), 2));
+            let places = secrets.map(|secret| presented.match_of(&secret.into(), BODY));
+            assert_eq!(places, [Some(0), Some(1), None]);
+            assert_eq!(presented.check_time(SIGNED_AT + 61, 60), Err(Rejected::Stale));
+            assert_eq!(presented.check_time(SIGNED_AT + 60, 60), Ok(()));
         }
     }
 

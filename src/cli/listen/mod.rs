@@ -24,8 +24,7 @@ use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use super::Failure;
-use crate::domain::endpoint::SignatureScheme;
-use crate::domain::verification::Verifier;
+use super::secrets::{self, Scheme};
 use print::Printer;
 
 const SECRET_VARIABLE: &str = "HOOKLANE_LISTEN_SECRET";
@@ -120,32 +119,6 @@ pub struct Args {
     count: Option<u64>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Scheme {
-    Auto,
-    Timestamped,
-    StandardWebhooks,
-    #[value(name = "standard-webhooks-ed25519")]
-    StandardWebhooksEd25519,
-    #[value(name = "body-sha256")]
-    BodySha256,
-    BodyHex,
-}
-
-impl Scheme {
-    /// `None` where the request's headers decide.
-    const fn named(self) -> Option<SignatureScheme> {
-        match self {
-            Self::Auto => None,
-            Self::Timestamped => Some(SignatureScheme::Timestamped),
-            Self::StandardWebhooks => Some(SignatureScheme::StandardWebhooks),
-            Self::StandardWebhooksEd25519 => Some(SignatureScheme::StandardWebhooksEd25519),
-            Self::BodySha256 => Some(SignatureScheme::BodySha256),
-            Self::BodyHex => Some(SignatureScheme::BodyHex),
-        }
-    }
-}
-
 /// Listens until SIGINT, SIGTERM or `--count` requests.
 pub async fn run(args: Args) -> Result<(), Failure> {
     let interrupted =
@@ -207,7 +180,7 @@ fn options(args: Args, variable: Option<String>) -> Result<ReceiverOptions, Fail
     }
     Ok(ReceiverOptions {
         addr: args.addr,
-        secrets: secrets(args.secret, variable, scheme)?,
+        secrets: secrets::read(&args.secret, &[], (SECRET_VARIABLE, variable), scheme)?,
         scheme,
         behaviour: Behaviour {
             status: args.status,
@@ -223,23 +196,6 @@ fn options(args: Args, variable: Option<String>) -> Result<ReceiverOptions, Fail
         limit: args.count,
         backlog: 64,
     })
-}
-
-/// Secrets are judged here and not by clap, whose error would show them.
-fn secrets(
-    flags: Vec<String>,
-    variable: Option<String>,
-    scheme: Option<SignatureScheme>,
-) -> Result<Vec<Verifier>, Failure> {
-    let (source, texts) = if flags.is_empty() {
-        (SECRET_VARIABLE, variable.iter().flat_map(|text| text.split(',')).map(str::to_owned).collect())
-    } else {
-        ("--secret", flags)
-    };
-    let given = texts.iter().map(|text| text.trim()).filter(|text| source == "--secret" || !text.is_empty());
-    given
-        .map(|text| Verifier::parse(text, scheme).map_err(|problem| Failure::usage(format!("{source} {problem}"))))
-        .collect()
 }
 
 fn parse_status(text: &str) -> Result<StatusCode, String> {

@@ -3,6 +3,7 @@
 use http::HeaderMap;
 
 use crate::domain::endpoint::SignatureScheme;
+use crate::domain::signature::SIGNATURE_HEADER;
 use crate::domain::verification::{Rejected, Verifier, schemes_of, verify};
 
 /// What a request's signature is worth.
@@ -46,7 +47,8 @@ pub(super) fn judge(
     // A value that is not text is there, and malformed.
     let header = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or_default());
     let schemes = scheme.map_or_else(|| schemes_of(header), |only| vec![only]);
-    let mut verdict = if verifiers.is_empty() { Verdict::Unchecked } else { Verdict::Bad(Rejected::Missing) };
+    let mut verdict =
+        if verifiers.is_empty() { Verdict::Unchecked } else { Verdict::Bad(Rejected::Missing(SIGNATURE_HEADER)) };
     for scheme in schemes {
         for verifier in verifiers {
             match verify(scheme, verifier, header, body, now) {
