@@ -19,6 +19,7 @@ mod secrets;
 mod streaming;
 mod testing;
 mod unbuilt;
+mod verifying;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
