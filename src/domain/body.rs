@@ -93,6 +93,8 @@ fn with_data(head: String, event: &Event) -> Bytes {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::domain::event::tests::event;
 
@@ -160,6 +162,49 @@ mod tests {
             let body = render(&event, PayloadFormat::CloudEventsBinary);
             assert_eq!(body, render(&event, PayloadFormat::CloudEventsStructured));
             assert_eq!(body.content_type, "application/cloudevents+json");
+        }
+    }
+
+    const FORMATS: [PayloadFormat; 5] = [
+        PayloadFormat::Envelope,
+        PayloadFormat::StandardWebhooks,
+        PayloadFormat::Raw,
+        PayloadFormat::CloudEventsStructured,
+        PayloadFormat::CloudEventsBinary,
+    ];
+
+    /// The payload as a receiver reads it out of a body.
+    fn payload_of(body: &Body) -> Vec<u8> {
+        #[derive(serde::Deserialize)]
+        struct Wrapped<'a> {
+            #[serde(borrow)]
+            data: Option<&'a serde_json::value::RawValue>,
+            data_base64: Option<String>,
+        }
+        let wrapped: Wrapped<'_> = serde_json::from_slice(&body.bytes).expect("JSON");
+        match (wrapped.data, wrapped.data_base64) {
+            (Some(data), None) => data.get().as_bytes().to_vec(),
+            (None, Some(encoded)) => BASE64.decode(encoded).expect("base64"),
+            other => panic!("one of both: {other:?}"),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_payload_is_read_back_to_the_byte(
+            bytes in proptest::collection::vec(any::<u8>(), 0..64),
+            text in any::<String>(),
+            is_json: bool,
+        ) {
+            let payload = if is_json { serde_json::Value::from(text).to_string().into_bytes() } else { bytes };
+            let content_type = if is_json { "application/json" } else { "application/octet-stream" };
+            let event = Event { payload: payload.clone().into(), ..event("a", "", content_type) };
+            for format in FORMATS {
+                let body = render(&event, format);
+                prop_assert_eq!(&body, &render(&event, format), "alike on every attempt");
+                let is_bare = matches!(format, PayloadFormat::Raw | PayloadFormat::CloudEventsBinary);
+                prop_assert_eq!(if is_bare { body.bytes.to_vec() } else { payload_of(&body) }, &payload[..]);
+            }
         }
     }
 }

@@ -214,8 +214,11 @@ mod tests {
 
     #[test]
     fn every_valid_secret_signs_until_its_own_end() {
-        for (scheme, separator) in [(SignatureScheme::Timestamped, ",v1="), (SignatureScheme::StandardWebhooks, "v1,")]
-        {
+        for (scheme, separator) in [
+            (SignatureScheme::Timestamped, ",v1="),
+            (SignatureScheme::StandardWebhooks, "v1,"),
+            (SignatureScheme::StandardWebhooksEd25519, "v1a,"),
+        ] {
             let signer =
                 Signer::of([&secret(scheme, 1, None), &secret(scheme, 2, Some(200)), &secret(scheme, 3, Some(100))]);
             for (now, count) in [(99, 3), (100, 2), (199, 2), (200, 1), (10_000, 1)] {

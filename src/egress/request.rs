@@ -199,3 +199,82 @@ impl fmt::Display for Traceparent<'_> {
         write!(f, "00-{:032x}-{span:016x}-00", self.event.id.uuid().as_u128())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use futures::FutureExt as _;
+    use http_body_util::BodyExt as _;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::domain::endpoint::SignatureScheme;
+    use crate::domain::fields::{ContentType, Tenant};
+    use crate::domain::pattern::EventType;
+    use crate::domain::secret::Secret;
+
+    fn parts(request: Request<Body>) -> (HeaderMap, Bytes) {
+        let (head, body) = request.into_parts();
+        let body = body.collect().now_or_never().expect("it is there").expect("whole").to_bytes();
+        (head.headers, body)
+    }
+
+    proptest! {
+        #[test]
+        fn an_attempt_is_told_by_its_headers_alone(
+            key in proptest::option::of("[!-~]{1,255}"),
+            event_type in "[a-zA-Z0-9._-]{1,128}",
+            payload in proptest::collection::vec(any::<u8>(), 0..32),
+            event_id in 1..u128::MAX,
+            delivery_id in any::<u128>(),
+            attempt in 1..u32::MAX,
+            seconds in 0_i64..10_000_000_000,
+            scheme in 1_i16..=5,
+        ) {
+            let scheme = SignatureScheme::from_number(scheme).expect("a scheme");
+            let secret = if scheme.is_ed25519() { Secret::from_seed(&[7; 32]) } else { Secret::from_random(&[7; 32]) };
+            let url = EndpointUrl::from_stored("https://example.com/hooks").expect("a URL");
+            let target = Target::new(&url, Signer::new(scheme, [&secret]), Duration::from_secs(1)).expect("a target");
+            let event = Event {
+                id: crate::domain::id::EventId::from_uuid(uuid::Uuid::from_u128(event_id)),
+                tenant: Tenant::default_tenant(),
+                event_type: EventType::from_stored(event_type.clone()),
+                payload: payload.into(),
+                content_type: ContentType::parse("text/plain").expect("a type"),
+                idempotency_key: key.clone(),
+                metadata: Default::default(),
+                source: None,
+            };
+            let user_agent = HeaderValue::from_static("hooklane/0");
+            let request = |attempt, seconds: i64| {
+                let outgoing = Outgoing {
+                    target: &target,
+                    event: &event,
+                    delivery_id: DeliveryId::from_uuid(uuid::Uuid::from_u128(delivery_id)),
+                    format: PayloadFormat::Envelope,
+                    attempt,
+                    now: Timestamp::from_micros(seconds * 1_000_000),
+                };
+                parts(assemble(&outgoing, &user_agent))
+            };
+            let (headers, body) = request(attempt, seconds);
+            let (later, same_body) = request(attempt + 1, seconds + 1);
+            prop_assert_eq!(&body, &same_body);
+            let bare = key.unwrap_or_else(|| event.id.to_string());
+            for (name, value) in [
+                (IDEMPOTENCY_KEY, bare.as_str()),
+                (X_WEBHOOK_EVENT, &event_type),
+                (X_WEBHOOK_ATTEMPT, &attempt.to_string()),
+                (X_WEBHOOK_TIMESTAMP, &seconds.to_string()),
+            ] {
+                prop_assert_eq!(headers[&name].as_bytes(), value.as_bytes());
+                prop_assert_eq!(headers.get_all(&name).iter().count(), 1);
+            }
+            prop_assert_eq!(&headers[X_WEBHOOK_ID], &headers[X_WEBHOOK_DELIVERY]);
+            let trace = [&headers, &later].map(|headers| headers[TRACEPARENT].to_str().expect("text").to_owned());
+            let [one, other] = trace.each_ref().map(|text| text.split('-').collect::<Vec<_>>());
+            prop_assert_eq!((one[0], one[3], one[1].len(), one[2].len()), ("00", "00", 32, 16));
+            prop_assert!(one[1] == other[1] && one[2] != "0".repeat(16), "{:?}", trace);
+        }
+    }
+}

@@ -20,7 +20,7 @@ impl FilterErrors {
         if endpoints.is_empty() {
             return;
         }
-        metrics::counter!("hooklane_filter_errors_total").increment(endpoints.len() as u64);
+        metrics::counter!("webhook_filter_errors_total").increment(endpoints.len() as u64);
         let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for endpoint in endpoints {
             *counts.entry(*endpoint).or_default() += 1;
@@ -81,7 +81,7 @@ mod tests {
         });
         let seen = recorder.snapshotter().snapshot().into_vec();
         let shown: Vec<_> = seen.iter().map(|(key, _, _, value)| (key.key().name(), value)).collect();
-        assert_eq!(shown, [("hooklane_filter_errors_total", &DebugValue::Counter(3))]);
+        assert_eq!(shown, [("webhook_filter_errors_total", &DebugValue::Counter(3))]);
     }
 
     #[test]

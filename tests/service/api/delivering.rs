@@ -129,6 +129,72 @@ async fn an_event_arrives_signed_by_each_scheme_in_each_format() {
 }
 
 #[tokio::test]
+async fn content_that_is_not_json_arrives_in_each_format_and_alike_on_every_attempt() {
+    let service = service().await;
+    let receiver = receiver(Behaviour { fail_first: 2, ..Behaviour::default() }).await;
+    let payload = b"\x00\xff \"text\"\r\n";
+    let data = "\"data_base64\":\"AP8gInRleHQiDQo=\"";
+    let content_type = "application/vnd.shop; v=\"1 2\"";
+    for format in [
+        PayloadFormat::Envelope,
+        PayloadFormat::StandardWebhooks,
+        PayloadFormat::Raw,
+        PayloadFormat::CloudeventsStructured,
+        PayloadFormat::CloudeventsBinary,
+    ] {
+        let mut wanted = endpoint(&receiver.url());
+        wanted.set_payload_format(format);
+        let endpoint_ids = vec![service.register(wanted).await.id];
+        let idempotency_key = format!("\"bare\",;={format:?}");
+        let request = PublishRequest {
+            content_type: content_type.to_owned(),
+            idempotency_key: idempotency_key.clone(),
+            endpoint_ids,
+            ..event_of(&payload[..])
+        };
+        let published = service.publish(request).await;
+        let event_id: EventId = published.event_id.parse().expect("an event id");
+        let time = event_id.time();
+        let (body, sent_as) = match format {
+            PayloadFormat::Envelope => {
+                let id = format!("\"id\":\"{event_id}\",\"event\":\"order.created\",\"timestamp\":\"{time}\"");
+                (format!("{{{id},{data}}}").into_bytes(), "application/json")
+            }
+            PayloadFormat::StandardWebhooks => {
+                let head = format!("\"type\":\"order.created\",\"timestamp\":\"{time}\"");
+                (format!("{{{head},{data}}}").into_bytes(), "application/json")
+            }
+            PayloadFormat::CloudeventsStructured => {
+                let attributes = format!(
+                    "\"specversion\":\"1.0\",\"id\":\"{event_id}\",\"source\":\"/hooklane/default\",\
+                     \"type\":\"order.created\",\"time\":\"{time}\",\
+                     \"datacontenttype\":\"application/vnd.shop; v=\\\"1 2\\\"\""
+                );
+                (format!("{{{attributes},{data}}}").into_bytes(), "application/cloudevents+json")
+            }
+            _ => (payload.to_vec(), content_type),
+        };
+        let mut spans = Vec::new();
+        for attempt in 1..=3 {
+            let received = receiver.next().await.expect("a request");
+            assert_eq!((received.attempt, received.verdict), (Some(attempt), Verdict::Good));
+            assert_eq!(received.body, body, "{format:?}");
+            assert_eq!(received.headers["content-type"], sent_as);
+            assert_eq!(received.headers["idempotency-key"], idempotency_key, "bare");
+            for name in ["x-webhook-id", "x-webhook-delivery"] {
+                assert_eq!(received.headers[name], published.deliveries[0].delivery_id);
+            }
+            let trace = received.headers["traceparent"].to_str().expect("text").to_owned();
+            let parts: Vec<_> = trace.split('-').map(str::to_owned).collect();
+            assert_eq!(parts.iter().map(String::len).collect::<Vec<_>>(), [2, 32, 16, 2], "{trace}");
+            spans.push((parts[1].clone(), parts[2].clone()));
+        }
+        assert!(spans.iter().all(|(trace, _)| *trace == spans[0].0), "one trace for each event: {spans:?}");
+        assert!(spans[0].1 != spans[1].1 && spans[1].1 != spans[2].1 && spans[0].1 != spans[2].1, "{spans:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_format_and_a_source_are_those_of_the_publish_on_every_attempt() {
     let url = crate::support::database().await;
     let named = [("HOOKLANE_CLOUDEVENTS_SOURCE", "https://shop.example/{tenant}"), ("HOOKLANE_ROLES", "api")];

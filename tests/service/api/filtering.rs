@@ -1,11 +1,51 @@
-//! Filters as callers set and see them.
+//! Patterns and filters as callers set and see them.
 
 use hooklane::api::proto::*;
 use hooklane::cli::listen::Behaviour;
 use tonic::Code;
 
-use super::{endpoint, event_of, fields, reason, receiver, service, told};
+use super::{endpoint, event, event_of, fields, reason, receiver, service, told};
 use crate::support::eventually;
+
+#[tokio::test]
+async fn patterns_and_filters_choose_together_and_a_named_endpoint_gets_all() {
+    let service = service().await;
+    let mut ids = Vec::new();
+    for (patterns, filter) in [
+        (&[][..], ""),
+        (&["*"], ""),
+        (&["order.*"], ""),
+        (&["order.created", "invoice.*"], ""),
+        (&["order.*"], "event.type.endsWith('created') && event.metadata.region == 'eu' && event.tenant == 'default'"),
+        (&["nothing.*"], "false"),
+    ] {
+        let event_types = patterns.iter().map(|pattern| (*pattern).to_owned()).collect();
+        let given = Endpoint { event_types, filter: filter.to_owned(), ..endpoint("http://127.0.0.1:9/") };
+        ids.push(service.register(given).await.id);
+    }
+    let recipients = async |event_type: &str, endpoint_ids: Vec<String>| {
+        let metadata = [("region".to_owned(), "eu".to_owned())].into();
+        let published = service.publish(PublishRequest { metadata, endpoint_ids, ..event(event_type) }).await;
+        let mut places: Vec<_> = published
+            .deliveries
+            .iter()
+            .map(|delivery| ids.iter().position(|id| *id == delivery.endpoint_id).expect("one of these"))
+            .collect();
+        places.sort_unstable();
+        places
+    };
+    for (event_type, expected) in [
+        ("order.created", &[0, 1, 2, 3, 4][..]),
+        ("order.paid.late", &[0, 1, 2]),
+        ("order", &[0, 1]),
+        ("orders.created", &[0, 1]),
+        ("invoice.sent", &[0, 1, 3]),
+        ("Order.created", &[0, 1]),
+    ] {
+        assert_eq!(recipients(event_type, Vec::new()).await, expected, "{event_type}");
+    }
+    assert_eq!(recipients("anything", vec![ids[5].clone(), ids[4].clone()]).await, [4, 5]);
+}
 
 #[tokio::test]
 async fn a_filter_is_set_shown_changed_and_taken_away() {

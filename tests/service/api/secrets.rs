@@ -79,6 +79,25 @@ async fn both_secrets_sign_until_the_former_one_ends_by_itself() {
 }
 
 #[tokio::test]
+async fn a_key_is_made_where_none_is_brought_and_its_public_half_is_readable() {
+    let service = service().await;
+    let receiver = receiver(Behaviour::default()).await;
+    let mut given = endpoint(&receiver.url());
+    given.set_signature_scheme(SignatureScheme::StandardWebhooksEd25519);
+    let request = RegisterEndpointRequest { endpoint: Some(given), secret: String::new() };
+    let answer = service.client.clone().register_endpoint(request).await.expect("registered").into_inner();
+    let registered = answer.endpoint.expect("it");
+    assert!(answer.secret.starts_with("whsk_") && answer.secret != KEY);
+    let request = GetEndpointRequest { endpoint_id: registered.id };
+    let read = service.client.clone().get_endpoint(request).await.expect("read").into_inner().endpoint.expect("it");
+    assert!(read.public_key.starts_with("whpk_") && read.public_key == registered.public_key, "{read:?}");
+    let received = next(&service, &receiver).await;
+    for verifier in [&read.public_key, &answer.secret] {
+        assert_eq!(is_signed_by(&received, Scheme::StandardWebhooksEd25519, verifier), Ok(()));
+    }
+}
+
+#[tokio::test]
 async fn the_body_schemes_sign_with_the_new_secret_alone() {
     let service = service().await;
     let receiver = receiver(Behaviour::default()).await;
