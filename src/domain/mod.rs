@@ -6,6 +6,7 @@
 pub mod address;
 pub mod attempt;
 pub mod body;
+pub mod circuit;
 pub mod cloudevents;
 pub mod delivery;
 pub mod endpoint;
@@ -15,6 +16,7 @@ pub mod filter;
 pub mod headers;
 pub mod id;
 pub mod pattern;
+pub mod rate;
 pub mod rendezvous;
 pub mod retry;
 pub mod secret;
