@@ -15,6 +15,7 @@ pub use self::source::{Flags, SettingProblems};
 use self::source::{Reader, Source};
 use crate::domain::address::EgressRules;
 use crate::domain::cloudevents::SourceTemplate;
+use crate::domain::rate::RateLimit;
 use crate::domain::retry::RetryDefaults;
 pub use crate::store::Roles;
 use crate::{api, egress, engine, ops, store, telemetry};
@@ -67,6 +68,8 @@ pub(crate) const SETTINGS: &[Setting] = &[
     Setting::new("ops.addr", "/livez /readyz /health; port 0 picks one", Built::Yes),
     Setting::new("queue.max_outstanding", "outstanding deliveries at most", Built::Yes),
     Setting::new("queue.max_outstanding_per_endpoint", "outstanding deliveries of one endpoint at most", Built::Yes),
+    Setting::new("rate.global_per_second", "requests a second of all replicas together, or unlimited", Built::Yes),
+    Setting::new("rate.tenant_per_second", "the same for each tenant", Built::Yes),
     Setting::new("retention.dead_letters", "how long a failed delivery is a dead letter", Built::Yes),
     Setting::new("retention.failed", "how long failed deliveries are kept", Built::No),
     Setting::new("retention.succeeded", "how long succeeded deliveries are kept", Built::No),
@@ -154,6 +157,8 @@ impl Config {
         });
         let connections_max = reader.get("database.connections", "10", |text| parse_within(text, 5, 1_000));
         let in_flight_max = reader.get("engine.in_flight_max", "16000", |text| parse_within(text, 1, 1_000_000));
+        let global_rate = reader.get("rate.global_per_second", "unlimited", parse_rate);
+        let tenant_rate = reader.get("rate.tenant_per_second", "unlimited", parse_rate);
         let dead_letters = reader.get("retention.dead_letters", "7d", parse_retention);
         let retry_policy = reader.get("retry.policy", "exponential", retry::parse_policy);
         let event_policies = reader.get("retry.event_policies", "", retry::parse_event_policies);
@@ -185,6 +190,7 @@ impl Config {
             egress: egress::Config { rules, user_agent: concat!("hooklane/", env!("CARGO_PKG_VERSION")).to_owned() },
             engine: engine::Config {
                 in_flight_max: usize::try_from(in_flight_max?).ok()?,
+                rates: engine::Rates { global: global_rate?, tenant: tenant_rate? },
                 grace: grace?,
                 retries: RetryDefaults { by_event: event_policies?, policy: retry_policy? },
             },
@@ -241,6 +247,16 @@ fn parse_roles(text: &str) -> Result<Roles, String> {
 fn parse_within(text: &str, min: u64, max: u64) -> Result<u64, String> {
     let number = text.parse().ok().filter(|number| (min..=max).contains(number));
     number.ok_or_else(|| format!("is not a whole number from {min} to {max}"))
+}
+
+/// A number of requests a second, or `unlimited`.
+fn parse_rate(text: &str) -> Result<Option<RateLimit>, String> {
+    let limit = |number: f64| RateLimit::parse(number, 0).ok();
+    match text.parse().ok().and_then(limit) {
+        _ if text == "unlimited" => Ok(None),
+        Some(limit) => Ok(Some(limit)),
+        None => Err("is neither a number above 0 nor unlimited".to_owned()),
+    }
 }
 
 /// `250ms`, `30s`, `5m`, `24h`, `7d`.
@@ -316,6 +332,8 @@ mod tests {
                 ("HOOKLANE_SHUTDOWN_GRACE", "soon"),
                 ("HOOKLANE_CLOUDEVENTS_SOURCE", "/hook lane"),
                 ("HOOKLANE_LOG_FORMAT", "xml"),
+                ("HOOKLANE_RATE_GLOBAL_PER_SECOND", "0"),
+                ("HOOKLANE_RATE_TENANT_PER_SECOND", "inf"),
                 ("HOOKLANE_RETRY_POLICY", "shorter"),
                 ("HOOKLANE_RETRY_EVENT_POLICIES", "order.*: long, user*: long"),
                 ("HOOKLANE_RETENTION_DEAD_LETTERS", "59s"),
@@ -335,6 +353,8 @@ mod tests {
             "soon",
             "/hook lane",
             "xml",
+            "HOOKLANE_RATE_GLOBAL_PER_SECOND",
+            "HOOKLANE_RATE_TENANT_PER_SECOND",
             "shorter",
             "user*",
             "from 1m to 3650d",

@@ -49,11 +49,13 @@ pub enum AttemptTrigger {
     Schedule = 1,
     /// RetryDelivery asked for it.
     Manual = 2,
+    /// To see whether an endpoint is back whose circuit was open.
+    Probe = 3,
     /// TestEndpoint asked for it; such an attempt is of no delivery.
     Test = 5,
 }
 
-stored_enum!(AttemptTrigger { Schedule, Manual, Test });
+stored_enum!(AttemptTrigger { Schedule, Manual, Probe, Test });
 
 /// What the egress reports of one request.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::Problem;
+use super::circuit::{CircuitPolicy, DisablePolicy};
 use super::fields::Tenant;
 use super::filter::Filter;
 use super::headers::OwnHeaders;
 use super::id::EndpointId;
 use super::pattern::EventPattern;
+use super::rate::RateLimit;
 use super::retry::{EventRetryPolicy, RetryPolicy};
 use super::time::Timestamp;
 use super::url::EndpointUrl;
@@ -38,6 +40,12 @@ pub struct EndpointSpec {
     pub timeout: Duration,
     /// How many requests may be under way at once: 1–1,024.
     pub max_in_flight: u32,
+    /// How many requests a second; `None` means as many as it takes.
+    pub rate_limit: Option<RateLimit>,
+    /// When sending stops for a while.
+    pub circuit_breaker: CircuitPolicy,
+    /// When the endpoint is disabled for failing.
+    pub disable_policy: DisablePolicy,
     /// The caller's labels.
     pub labels: BTreeMap<String, String>,
     /// The caller's own id, unique in the tenant.
@@ -57,6 +65,10 @@ pub struct Endpoint {
     pub is_inline: bool,
     /// Whether it is delivered to.
     pub state: EndpointState,
+    /// Why it is DISABLED, in words.
+    pub disabled_reason: Option<String>,
+    /// Whether its circuit lets anything through.
+    pub circuit: CircuitState,
     /// Counts the changes of `spec` and `state`: the etag.
     pub version: i64,
     /// When it was registered.
@@ -109,6 +121,17 @@ pub enum EndpointState {
     Paused = 2,
     /// Deliveries wait because the endpoint failed for too long.
     Disabled = 3,
+}
+
+/// What an endpoint's circuit lets through. The discriminants are the contract's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CircuitState {
+    /// Everything.
+    Closed = 1,
+    /// Nothing, for a while.
+    Open = 2,
+    /// One probe at a time.
+    HalfOpen = 3,
 }
 
 /// How requests are signed. The discriminants are the contract's and the database's.
@@ -169,6 +192,7 @@ macro_rules! stored_enum {
 pub(crate) use stored_enum;
 
 stored_enum!(EndpointState { Active, Paused, Disabled });
+stored_enum!(CircuitState { Closed, Open, HalfOpen });
 stored_enum!(SignatureScheme { Timestamped, StandardWebhooks, StandardWebhooksEd25519, BodySha256, BodyHex });
 stored_enum!(PayloadFormat { Envelope, Raw, CloudEventsStructured, CloudEventsBinary, StandardWebhooks });
 

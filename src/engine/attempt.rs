@@ -7,8 +7,10 @@ use tokio::sync::mpsc;
 
 use super::Shared;
 use super::claims::release;
+use super::judge::Judgement;
 use super::roster::Prepared;
-use crate::domain::delivery::{Decision, LOST_ATTEMPTS_MAX, Unsent, lane_hold, settle, unsent};
+use crate::domain::attempt::AttemptOutcome;
+use crate::domain::delivery::{Decision, LOST_ATTEMPTS_MAX, Unsent, is_endpoints_doing, lane_hold, settle, unsent};
 use crate::domain::event::Event;
 use crate::domain::id::EndpointId;
 use crate::egress::Outgoing;
@@ -29,6 +31,10 @@ pub(super) struct Ended {
     pub(super) endpoint: EndpointId,
     /// Whether the receiver answered, whatever it said.
     pub(super) is_answered: bool,
+    /// Whether it succeeded; `None` where the endpoint did not cause what came of it.
+    pub(super) is_success: Option<bool>,
+    /// Whether it was to show that the endpoint is back.
+    pub(super) is_probe: bool,
     /// How long the endpoint asked to be left alone.
     pub(super) hold: Option<Duration>,
 }
@@ -37,7 +43,10 @@ pub(super) struct Ended {
 pub(super) async fn run(shared: Arc<Shared>, ready: Ready, ended: mpsc::UnboundedSender<Ended>) {
     if Instant::now() >= ready.start_by {
         // Nothing that speaks against the receiver.
-        let _ = ended.send(Ended { endpoint: ready.claimed.endpoint, is_answered: true, hold: None });
+        let is_probe = ready.claimed.openings > 0;
+        let nothing =
+            Ended { endpoint: ready.claimed.endpoint, is_answered: true, is_success: None, is_probe, hold: None };
+        let _ = ended.send(nothing);
         shared.leases.drop_all([ready.claimed.id]);
         return release(&shared, vec![ready.claimed]).await;
     }
@@ -51,9 +60,16 @@ pub(super) async fn run(shared: Arc<Shared>, ready: Ready, ended: mpsc::Unbounde
         now: shared.store.clock().now(),
     };
     let result = shared.egress.send(outgoing).await;
+    let is_success = is_endpoints_doing(result.outcome).then_some(result.outcome == AttemptOutcome::Succeeded);
     // The scheduler may have ended already; then nobody needs the room.
-    let is_answered = result.status != 0;
-    let _ = ended.send(Ended { endpoint: claimed.endpoint, is_answered, hold: lane_hold(&result) });
+    let _ = ended.send(Ended {
+        endpoint: claimed.endpoint,
+        is_answered: result.status != 0,
+        is_success,
+        is_probe: claimed.openings > 0,
+        hold: lane_hold(&result),
+    });
+    let judgement = Judgement::of(&claimed, &endpoint, &result, is_success);
     let policy = endpoint.retry_policy(event.event_type.as_str());
     let settlement = match settle(claimed.retries_spent, &result, policy, rand::random()) {
         Decision::Succeed => Settlement::Succeeded,
@@ -73,7 +89,7 @@ pub(super) async fn run(shared: Arc<Shared>, ready: Ready, ended: mpsc::Unbounde
         }),
         settlement,
     };
-    shared.record(completion).await;
+    shared.record(completion, judgement).await;
 }
 
 /// What a claim comes to that is not to be sent; `None` where it is.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::Shared;
 use super::attempt::{self, Ready};
 use crate::domain::id::EndpointId;
-use crate::store::{self, Claimed, Elsewhere, LEASE, LaneRequest};
+use crate::store::{self, Claimed, Claims, Elsewhere, LEASE, LaneRequest};
 
 /// What a claim gave.
 #[derive(Default)]
@@ -18,6 +18,8 @@ pub(super) struct Done {
     pub(super) ready: Vec<Ready>,
     /// What others have in flight at the endpoints that were asked about.
     pub(super) elsewhere: Vec<Elsewhere>,
+    /// Lanes that have to learn first what lets their requests through.
+    pub(super) refused: Vec<EndpointId>,
 }
 
 /// How long before its lease could lapse a request must have begun: from then on the delivery may be another replica's.
@@ -34,12 +36,12 @@ pub(super) async fn claim(shared: &Shared, asked: &mut [LaneRequest], unsure: &[
         request.held += u32::try_from(held).unwrap_or(u32::MAX / 2);
     }
     let start_by = Instant::now() + LEASE - START_MARGIN;
-    let claimed = shared.store.claim(asked).await?;
+    let Claims { claimed, refused } = shared.store.claim(asked).await?;
     if claimed.is_empty() {
-        return Ok(Done { elsewhere, ..Done::default() });
+        return Ok(Done { elsewhere, refused, ..Done::default() });
     }
     match prepare(shared, &claimed, start_by).await {
-        Ok(ready) => Ok(Done { claimed, ready, elsewhere }),
+        Ok(ready) => Ok(Done { claimed, ready, elsewhere, refused }),
         Err(error) => {
             // Claimed but not to be sent now: better handed back than left to lapse.
             release(shared, claimed).await;

@@ -9,8 +9,9 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::Shared;
-use crate::store::{Completion, Error};
+use super::judge::{Judgement, judge};
+use super::{Ending, Shared};
+use crate::store::{Completion, Error, Failing};
 
 /// Results of one batch. Beyond about a hundred, finding a row's place in the statement's arrays begins to weigh: 17 µs
 /// a row at 133 rows, 48 at 237.
@@ -34,7 +35,7 @@ pub(super) struct Completer {
 }
 
 /// Starts a completer for each receiver.
-pub(super) fn start(shared: &Arc<Shared>, results: Vec<mpsc::Receiver<Completion>>) -> Completer {
+pub(super) fn start(shared: &Arc<Shared>, results: Vec<mpsc::Receiver<Ending>>) -> Completer {
     let closing = CancellationToken::new();
     let mut work = JoinSet::new();
     for results in results {
@@ -53,7 +54,7 @@ impl Completer {
     }
 }
 
-async fn complete_all(shared: Arc<Shared>, mut results: mpsc::Receiver<Completion>, closing: CancellationToken) {
+async fn complete_all(shared: Arc<Shared>, mut results: mpsc::Receiver<Ending>, closing: CancellationToken) {
     loop {
         let mut batch = Vec::with_capacity(BATCH_MAX);
         tokio::select! {
@@ -62,12 +63,14 @@ async fn complete_all(shared: Arc<Shared>, mut results: mpsc::Receiver<Completio
             () = closing.cancelled() => return,
         }
         gather(&mut results, &mut batch, &closing).await;
-        complete(&shared, batch).await;
+        let (batch, judgements): (Vec<Completion>, Vec<Option<Judgement>>) = batch.into_iter().unzip();
+        let failing = complete(&shared, batch).await;
+        judge(&shared, judgements.into_iter().flatten().collect(), &failing).await;
     }
 }
 
 /// Fills up a batch until it is full or [`GATHER`] is over.
-async fn gather(results: &mut mpsc::Receiver<Completion>, batch: &mut Vec<Completion>, closing: &CancellationToken) {
+async fn gather(results: &mut mpsc::Receiver<Ending>, batch: &mut Vec<Ending>, closing: &CancellationToken) {
     let enough = tokio::time::sleep(GATHER);
     tokio::pin!(enough);
     while batch.len() < BATCH_MAX {
@@ -80,8 +83,9 @@ async fn gather(results: &mut mpsc::Receiver<Completion>, batch: &mut Vec<Comple
     }
 }
 
-/// Puts one batch on record, trying until the database takes it.
-async fn complete(shared: &Shared, batch: Vec<Completion>) {
+/// Puts one batch on record, trying until the database takes it; answers the endpoints that are failing.
+async fn complete(shared: &Shared, batch: Vec<Completion>) -> Vec<Failing> {
+    let mut failing = Vec::new();
     let mut batches = vec![batch];
     let mut wait = RETRY_FIRST;
     while let Some(mut batch) = batches.pop() {
@@ -92,6 +96,9 @@ async fn complete(shared: &Shared, batch: Vec<Completion>) {
                     tracing::info!(stale, "results came after their claim was over and changed nothing");
                 }
                 shared.leases.drop_all(batch.iter().map(|one| one.id));
+                // A later part of the batch knows better.
+                failing.retain(|one: &Failing| settled.failing.iter().all(|newer| newer.endpoint != one.endpoint));
+                failing.extend(settled.failing);
                 wait = RETRY_FIRST;
             }
             Err(Error::Data(error)) if batch.len() > 1 => {
@@ -116,6 +123,7 @@ async fn complete(shared: &Shared, batch: Vec<Completion>) {
             }
         }
     }
+    failing
 }
 
 /// Takes from a result whatever the receiver had a say in; `false` where nothing of it is left.

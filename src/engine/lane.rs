@@ -5,6 +5,8 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use super::attempt::Ended;
+use super::gate::Gate;
 use crate::domain::time::Timestamp;
 
 /// One endpoint's place in the scheduler; `R` is a claimed delivery that is ready to be sent.
@@ -37,6 +39,9 @@ pub(super) struct Lane<R> {
     low_water: Timestamp,
     /// Set while a Retry-After holds the lane.
     held_until: Option<Instant>,
+    pub(super) gate: Gate,
+    /// When the scheduler looks at it because a gate opens.
+    pub(super) opening: Option<Instant>,
     /// Alarms set for it.
     pub(super) alarms: usize,
     last_active: Instant,
@@ -62,8 +67,9 @@ const CLAIM_MAX: u32 = 256;
 const LOOK_BACK_MICROS: i64 = 250_000;
 
 impl<R> Lane<R> {
-    /// A lane about which nothing is known but that it may have work.
-    pub(super) const fn new(max_in_flight: u32, now: Instant) -> Self {
+    /// A lane about which nothing is known but that it may have work, and that it has been here since then, wherever it
+    /// was remembered.
+    pub(super) fn new(max_in_flight: u32, since: Instant, now: Instant) -> Self {
         Self {
             running: 0,
             ready: VecDeque::new(),
@@ -79,6 +85,8 @@ impl<R> Lane<R> {
             queued: false,
             low_water: Timestamp::from_micros(i64::MIN),
             held_until: None,
+            gate: Gate::new(since),
+            opening: None,
             alarms: 0,
             last_active: now,
         }
@@ -100,9 +108,11 @@ impl<R> Lane<R> {
             if is_crowded { (1, 0) } else { (self.in_flight_max(), self.ended.min(self.in_flight_max())) };
         let held = self.held();
         let is_hungry = self.awake && !self.claiming && !self.is_held(now);
-        let room = if is_hungry { (cap + ahead).saturating_sub(held).min(CLAIM_MAX) } else { 0 };
+        let ready = u32::try_from(self.ready.len()).unwrap_or(u32::MAX);
+        let allowance = if is_hungry { self.gate.allowance(self.elsewhere > 0, now) } else { 0 };
+        let room = (cap + ahead).saturating_sub(held).min(allowance.saturating_sub(ready)).min(CLAIM_MAX);
         // While something is ready there is no hurry: a claim of a few rows costs almost as much as one of many.
-        let is_worth_it = self.ready.is_empty() || room >= cap / 2;
+        let is_worth_it = self.ready.is_empty() || room >= cap.min(allowance) / 2;
         Appetite { room: if is_worth_it { room } else { 0 }, held, ahead }
     }
 
@@ -147,9 +157,10 @@ impl<R> Lane<R> {
         self.ready.push_back(ready);
     }
 
-    /// The next delivery to send, if one is ready and the cap admits it: its request is under way from here on.
+    /// The next delivery to send, if one is ready and cap and gates admit it: its request is under way from here on.
     pub(super) fn start_next(&mut self, now: Instant) -> Option<R> {
-        if self.running + self.elsewhere >= self.in_flight_max() || self.is_held(now) {
+        let has_room = self.running + self.elsewhere < self.in_flight_max() && !self.is_held(now);
+        if self.ready.is_empty() || !has_room || !self.gate.start(now) {
             return None;
         }
         let next = self.ready.pop_front()?;
@@ -169,12 +180,29 @@ impl<R> Lane<R> {
         self.ready.drain(..).collect()
     }
 
-    /// A request has ended, with an answer or without one.
-    pub(super) fn end_attempt(&mut self, is_answered: bool, now: Instant) {
+    /// Whether something is ready to be sent.
+    pub(super) fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// Gives up what is ready where nothing may start for a while.
+    pub(super) fn give_up_shut(&mut self, now: Instant) -> Vec<R> {
+        if self.is_held(now) || self.gate.is_shut(now) { self.give_up_ready(now, None) } else { Vec::new() }
+    }
+
+    /// When more may start or be claimed than now, because a gate opens by itself; `None` also where nothing waits.
+    pub(super) fn opens_at(&self, now: Instant) -> Option<Instant> {
+        let has_ready = !self.ready.is_empty();
+        if has_ready || self.awake { self.gate.opens_at(has_ready, now) } else { None }
+    }
+
+    /// A request has ended.
+    pub(super) fn end_attempt(&mut self, ended: &Ended, now: Instant) {
         self.running = self.running.saturating_sub(1);
+        self.gate.end(ended.is_success, ended.is_probe, self.running == 0, now);
         self.ended = self.ended.saturating_add(1);
         // Every answer admits one more: all that are under way answered, and it is twice as many.
-        let trust = if is_answered { self.trust + 1 } else { self.trust / 2 };
+        let trust = if ended.is_answered { self.trust + 1 } else { self.trust / 2 };
         self.trust = trust.clamp(TRUST_MIN, self.max_in_flight.max(TRUST_MIN));
         self.last_active = now;
     }
@@ -216,8 +244,9 @@ impl<R> Lane<R> {
     }
 
     /// The lane has come here again: what was known of it is out of date.
-    pub(super) const fn take_over(&mut self) {
+    pub(super) fn take_over(&mut self, now: Instant) {
         self.doubt();
+        self.gate = Gate::new(now);
         (self.elsewhere, self.ended) = (0, 0);
         self.awake = true;
         self.low_water = Timestamp::from_micros(i64::MIN);
@@ -226,7 +255,7 @@ impl<R> Lane<R> {
     /// The lane is another replica's from now on. Answers what is to be handed back; requests under way go on.
     pub(super) fn leave(&mut self, now: Instant) -> Vec<R> {
         let given_up = self.give_up_ready(now, None);
-        (self.awake, self.held_until, self.alarms, self.elsewhere) = (false, None, 0, 0);
+        (self.awake, self.held_until, self.alarms, self.elsewhere, self.opening) = (false, None, 0, 0, None);
         given_up
     }
 
@@ -238,9 +267,11 @@ impl<R> Lane<R> {
     /// Whether nothing is lost by forgetting the lane.
     pub(super) fn is_idle(&self, now: Instant, idle_after: Duration) -> bool {
         self.held() == 0
-            && !self.awake
+            // What waits for a stopped endpoint is found again when it goes on.
+            && (!self.awake || self.gate.is_stopped())
             && !self.claiming
             && self.alarms == 0
+            && self.gate.is_forgettable(now)
             && !self.is_held(now)
             && now.saturating_duration_since(self.last_active) > idle_after
     }
@@ -258,13 +289,20 @@ impl<R> Lane<R> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::id::EndpointId;
+
+    /// An attempt that ended with an answer or without one.
+    fn ended(is_answered: bool) -> Ended {
+        let endpoint = EndpointId::from_uuid(uuid::Uuid::nil());
+        Ended { endpoint, is_answered, is_success: Some(is_answered), is_probe: false, hold: None }
+    }
 
     fn at(seconds: i64) -> Timestamp {
         Timestamp::from_micros(seconds * 1_000_000)
     }
 
     fn awake(max_in_flight: u32, now: Instant) -> Lane<u8> {
-        let mut lane = Lane::new(max_in_flight, now);
+        let mut lane = Lane::new(max_in_flight, now, now);
         lane.wake(at(1));
         lane
     }
@@ -272,7 +310,7 @@ mod tests {
     #[test]
     fn a_lane_is_hungry_only_with_work_room_and_no_hold() {
         let now = Instant::now();
-        assert_eq!(Lane::<u8>::new(3, now).appetite(now, false).room, 0);
+        assert_eq!(Lane::<u8>::new(3, now, now).appetite(now, false).room, 0);
         let mut lane = awake(3, now);
         assert_eq!((lane.appetite(now, false).room, lane.appetite(now, true).room), (3, 1));
         lane.hold(now + Duration::from_secs(1));
@@ -290,7 +328,7 @@ mod tests {
         lane.make_ready(7, now);
         assert_eq!(lane.appetite(now, false), Appetite { room: 0, held: 1, ahead: 0 });
         assert_eq!((lane.start_next(now), lane.start_next(now)), (Some(7), None));
-        lane.end_attempt(true, now);
+        lane.end_attempt(&ended(true), now);
         assert!(lane.is_idle(now + Duration::from_secs(2), Duration::from_secs(1)));
     }
 
@@ -312,7 +350,7 @@ mod tests {
             lane.make_ready(number, now);
         }
         assert_eq!((lane.start_next(now), lane.start_next(now), lane.start_next(now)), (Some(0), Some(1), None));
-        lane.end_attempt(true, now);
+        lane.end_attempt(&ended(true), now);
         assert_eq!((lane.start_next(now), lane.start_next(now)), (Some(2), None));
     }
 
@@ -324,7 +362,7 @@ mod tests {
         lane.make_ready(1, now);
         while lane.start_next(now).is_some() {}
         assert_eq!(lane.appetite(now, false).room, 0, "nothing has ended: nothing ahead");
-        lane.end_attempt(true, now);
+        lane.end_attempt(&ended(true), now);
         assert_eq!(lane.appetite(now, false), Appetite { room: 2, held: 1, ahead: 1 });
     }
 
@@ -334,7 +372,7 @@ mod tests {
         let mut lane = awake(4, now);
         (0..5).for_each(|number| lane.make_ready(number, now));
         while lane.start_next(now).is_some() {}
-        lane.end_attempt(true, now);
+        lane.end_attempt(&ended(true), now);
         assert_eq!(lane.appetite(now, false).room, 0, "one is ready, and there is room for one");
         lane.start_next(now);
         assert_eq!(lane.appetite(now, false).room, 1, "nothing is ready any more");
@@ -348,13 +386,13 @@ mod tests {
         (0..200).for_each(|number| lane.make_ready(number, now));
         let start = |lane: &mut Lane<u8>| std::iter::from_fn(|| lane.start_next(now)).count();
         assert_eq!(start(&mut lane), 16);
-        (0..16).for_each(|_| lane.end_attempt(true, now));
+        (0..16).for_each(|_| lane.end_attempt(&ended(true), now));
         assert_eq!(start(&mut lane), 32, "each answer admits one more");
-        (0..32).for_each(|_| lane.end_attempt(true, now));
+        (0..32).for_each(|_| lane.end_attempt(&ended(true), now));
         assert_eq!(start(&mut lane), 64, "up to the cap");
-        lane.end_attempt(false, now);
+        lane.end_attempt(&ended(false), now);
         assert_eq!(start(&mut lane), 0, "half as many after one that was not answered");
-        (0..63).for_each(|_| lane.end_attempt(false, now));
+        (0..63).for_each(|_| lane.end_attempt(&ended(false), now));
         assert_eq!(start(&mut lane), 16, "never less");
         let mut narrow = awake(3, now);
         (0..9).for_each(|number| narrow.make_ready(number, now));
@@ -377,7 +415,7 @@ mod tests {
     fn what_others_have_in_flight_counts_until_it_ends() {
         let now = Instant::now();
         let mut lane = awake(3, now);
-        lane.take_over();
+        lane.take_over(now);
         assert!(lane.is_unsure());
         lane.set_elsewhere(2, 3);
         assert!(!lane.is_unsure());
@@ -398,9 +436,9 @@ mod tests {
         assert_eq!(lane.leave(now), [1]);
         assert!(!lane.is_empty(), "a request is under way");
         assert_eq!(lane.appetite(now, false).room, 0);
-        lane.end_attempt(true, now);
+        lane.end_attempt(&ended(true), now);
         assert!(lane.is_empty());
-        lane.take_over();
+        lane.take_over(now);
         assert_eq!(lane.appetite(now, false).room, 1);
         assert_eq!(lane.begin_claim(1), Timestamp::from_micros(i64::MIN), "from the beginning");
     }

@@ -10,6 +10,8 @@ pub mod membership;
 mod attempt;
 mod claims;
 mod completer;
+mod gate;
+mod judge;
 mod lane;
 mod leases;
 mod roster;
@@ -23,9 +25,11 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::judge::Judgement;
 use self::leases::Leases;
 use self::membership::Membership;
 use self::roster::Roster;
+pub use self::scheduler::Rates;
 use crate::domain::retry::RetryDefaults;
 use crate::egress::Egress;
 use crate::store::{Completion, Store};
@@ -38,13 +42,20 @@ pub struct Config {
     /// Requests under way at once in this process, about: beyond it a lane gets one at a time. Bounds memory and
     /// sockets.
     pub in_flight_max: usize,
+    /// How many requests a second the installation makes, and each tenant gets.
+    pub rates: Rates,
     /// How long requests under way may go on after a shutdown began.
     pub grace: Duration,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { retries: RetryDefaults::default(), in_flight_max: 16_000, grace: Duration::from_secs(30) }
+        Self {
+            retries: RetryDefaults::default(),
+            in_flight_max: 16_000,
+            rates: Rates::default(),
+            grace: Duration::from_secs(30),
+        }
     }
 }
 
@@ -57,16 +68,19 @@ struct Shared {
     /// Running attempts.
     attempts: TaskTracker,
     /// One for each completer.
-    completions: Vec<mpsc::Sender<Completion>>,
+    completions: Vec<mpsc::Sender<Ending>>,
 }
+
+/// A result for its completer, and what is to be judged by it, where it says something.
+type Ending = (Completion, Option<Judgement>);
 
 impl Shared {
     /// Hands a result to the completer of its endpoint; waits while that one has more than enough. Fails only once the
     /// completers have ended: after the grace time, when the attempt becomes LOST.
-    async fn record(&self, completion: Completion) {
+    async fn record(&self, completion: Completion, judgement: Option<Judgement>) {
         // The last bits of an id are random.
         let place = completion.endpoint.uuid().as_u128() as usize % self.completions.len();
-        let _ = self.completions[place].send(completion).await;
+        let _ = self.completions[place].send((completion, judgement)).await;
     }
 }
 
@@ -113,7 +127,7 @@ impl Engine {
 async fn run(
     shared: Arc<Shared>,
     mut membership: Membership,
-    results: Vec<mpsc::Receiver<Completion>>,
+    results: Vec<mpsc::Receiver<Ending>>,
     config: Config,
     shutdown: CancellationToken,
 ) {

@@ -6,7 +6,9 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::domain::circuit::{CircuitPolicy, DisablePolicy};
 use crate::domain::id::EndpointId;
+use crate::domain::rate::RateLimit;
 use crate::domain::retry::{EventRetryPolicy, RetryDefaults, RetryPolicy};
 use crate::domain::signature::Signer;
 use crate::egress::Target;
@@ -14,13 +16,16 @@ use crate::store::{self, LaneEndpoint, Store};
 
 /// An endpoint, ready to be delivered to.
 pub(super) struct Prepared {
-    version: i64,
+    pub(super) version: i64,
     pub(super) target: Target,
     pub(super) shown_url: Arc<str>,
     retry_policy: Option<RetryPolicy>,
     event_retry_policies: Vec<EventRetryPolicy>,
     retry_defaults: Arc<RetryDefaults>,
     pub(super) max_in_flight: u32,
+    pub(super) rate_limit: Option<RateLimit>,
+    pub(super) circuit_breaker: CircuitPolicy,
+    pub(super) disable_policy: DisablePolicy,
 }
 
 impl Prepared {
@@ -111,6 +116,9 @@ impl Roster {
             event_retry_policies: endpoint.event_retry_policies,
             retry_defaults: Arc::clone(&self.retry_defaults),
             max_in_flight: endpoint.max_in_flight,
+            rate_limit: endpoint.rate_limit,
+            circuit_breaker: endpoint.circuit_breaker,
+            disable_policy: endpoint.disable_policy,
         })
     }
 

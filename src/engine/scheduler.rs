@@ -1,12 +1,17 @@
 //! The scheduler: one loop that knows which lanes are hungry and claims for all of them at once.
 //!
 //! It learns of work from hints, from alarms it set for retries, and from a sweep that finds whatever both missed.
-//! Which lanes are its own, [`super::membership`] says; how they come and go stands in `handover`.
+//! Which lanes are its own, [`super::membership`] says; how they come and go stands in `handover`, what lets their requests
+//! through in `gates`, and the limits of the settings in `quotas`.
+//!
+//! The file is long because the loop and what it calls are read together.
 
+mod gates;
 mod handover;
+mod quotas;
 mod sweep;
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,7 +19,10 @@ use tokio::sync::{Notify, broadcast, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use self::gates::Learning;
 use self::handover::Passing;
+pub use self::quotas::Rates;
+use self::quotas::{Grant, Quotas};
 use self::sweep::{SWEEP_EVERY_MIN, pauses, sweep};
 use super::attempt::{self, Ended, Ready};
 use super::claims::{Done, claim, release};
@@ -24,7 +32,7 @@ use super::{COMPLETIONS_MAX, Config, Shared, sleep_until};
 use crate::domain::endpoint::MAX_IN_FLIGHT_DEFAULT;
 use crate::domain::id::EndpointId;
 use crate::domain::time::Timestamp;
-use crate::store::{self, Claimed, Due, Hint, LaneRequest};
+use crate::store::{self, Claimed, Due, Hint, LaneRequest, Swept};
 
 /// Claim statements under way at once, for different lanes.
 const CLAIMS_MAX: usize = 2;
@@ -65,6 +73,10 @@ pub(super) async fn run(
         tenure: membership.tenure(),
         view: View::default(),
         passing: Passing::default(),
+        learning: Learning::default(),
+        openings: BTreeSet::new(),
+        quotas: Quotas::new(config.rates, Instant::now()),
+        started: Instant::now(),
         hurry: Arc::default(),
     };
     let mut sweeps = JoinSet::new();
@@ -72,11 +84,13 @@ pub(super) async fn run(
     let mut ended_batch = Vec::new();
     loop {
         scheduler.claim_for_the_hungry();
-        let alarm = scheduler.next_alarm();
+        let (alarm, opening) = (scheduler.next_alarm(), scheduler.next_opening());
         tokio::select! {
             () = shutdown.cancelled() => break,
             hint = hints.recv() => match hint {
                 Ok(Hint::Made(due) | Hint::Heard(due)) => due.iter().for_each(|one| scheduler.learn(*one)),
+                Ok(Hint::Changed(endpoint)) => scheduler.take_in_change(endpoint),
+                Ok(Hint::ChangedElsewhere(changed)) => changed.iter().for_each(|one| scheduler.take_in_change(*one)),
                 Ok(Hint::Look) => scheduler.hurry.notify_one(),
                 // Whatever was missed, the sweep finds.
                 Err(broadcast::error::RecvError::Lagged(_)) => {}
@@ -93,7 +107,9 @@ pub(super) async fn run(
             }
             handover = membership.next() => scheduler.change_hands(handover),
             followed = scheduler.passing.followed() => scheduler.take_in_followed(followed),
+            read = scheduler.learning.read() => scheduler.take_in_gates(read),
             () = sleep_until(alarm) => scheduler.ring_alarms(),
+            () = sleep_until(opening) => scheduler.open_gates(),
         }
     }
     // What has not been started goes back: claimed ahead, or being claimed right now.
@@ -127,6 +143,12 @@ struct Scheduler {
     /// Which lanes fall to it.
     view: View,
     passing: Passing,
+    learning: Learning,
+    /// When to look at which lane because a gate of it opens.
+    openings: BTreeSet<(Instant, EndpointId)>,
+    /// The limits of the settings.
+    quotas: Quotas,
+    started: Instant,
     /// Has the next sweep come soon.
     hurry: Arc<Notify>,
 }
@@ -165,8 +187,9 @@ impl Scheduler {
         }
     }
 
-    fn take_in_sweep(&mut self, found: Vec<Due>) {
+    fn take_in_sweep(&mut self, found: Vec<Swept>) {
         let now = Instant::now();
+        self.quotas.forget_quiet(now);
         let view = &self.view;
         self.lanes.retain(|endpoint, lane| match view.owns(*endpoint) {
             true => !lane.is_idle(now, IDLE_AFTER),
@@ -174,7 +197,7 @@ impl Scheduler {
         });
         let stuck = self.lanes.values_mut().flat_map(|lane| lane.give_up_ready(now, Some(READY_MAX))).collect();
         self.hand_back(stuck);
-        found.into_iter().for_each(|due| self.learn(due));
+        found.iter().for_each(|seen| self.take_in_swept(seen));
     }
 
     fn set_alarm(&mut self, due: Due, now: Instant) {
@@ -249,11 +272,33 @@ impl Scheduler {
             }
             let Appetite { room, held, ahead } = lane.appetite(now, is_crowded);
             if room == 0 {
+                self.watch(endpoint, now);
                 continue;
             }
+            let tenant = lane.gate.tenant();
+            if tenant.is_none() && self.quotas.are_by_tenant() {
+                self.take_in_refusal(endpoint);
+                continue;
+            }
+            let room = match self.quotas.take(endpoint, tenant, room, lane.gate.since(), now) {
+                Grant::Rows(rows) => rows,
+                Grant::TenantWaits => {
+                    // It stands in the queue of its tenant.
+                    lane.queued = true;
+                    continue;
+                }
+                Grant::AllWait(until) => {
+                    lane.queued = true;
+                    self.hungry.push_front(endpoint);
+                    self.paused_until = self.paused_until.max(Some(until));
+                    break;
+                }
+            };
+            let (version, circuit_until) = lane.gate.known();
             rows += room;
             self.held += room as usize;
-            asked.push(LaneRequest { endpoint, room, held, ahead, low_water: lane.begin_claim(room) });
+            let low_water = lane.begin_claim(room);
+            asked.push(LaneRequest { endpoint, room, held, ahead, low_water, version, circuit_until });
         }
         asked
     }
@@ -269,6 +314,7 @@ impl Scheduler {
                     self.held -= request.room as usize;
                     if let Some(lane) = self.lanes.get_mut(&request.endpoint) {
                         lane.abandon_claim();
+                        self.quotas.give_back(lane.gate.tenant(), request.room);
                     }
                     self.queue(request.endpoint);
                 }
@@ -282,23 +328,42 @@ impl Scheduler {
             *count += 1;
             *last = (*last).max(one.due_at);
         }
+        let now = Instant::now();
+        for ready in &done.ready {
+            let prepared = &ready.endpoint;
+            if let Some(lane) = self.lanes.get_mut(&ready.claimed.endpoint) {
+                let threshold = prepared.circuit_breaker.failure_threshold;
+                lane.gate.take_in_policies(prepared.version, prepared.rate_limit, threshold, now);
+            }
+        }
+        let refused: HashSet<EndpointId> = done.refused.iter().copied().collect();
         let caps: HashMap<EndpointId, u32> = (done.elsewhere.iter().map(|one| (one.endpoint, one.max_in_flight)))
             .chain(done.ready.iter().map(|ready| (ready.claimed.endpoint, ready.endpoint.max_in_flight)))
             .collect();
         for request in &claim.asked {
             let (count, last) = taken.get(&request.endpoint).map_or((0, None), |(count, last)| (*count, Some(*last)));
-            self.held -= (request.room - count.min(request.room)) as usize;
+            let unused = request.room.saturating_sub(count);
+            self.held -= unused as usize;
             if let Some(lane) = self.lanes.get_mut(&request.endpoint) {
+                self.quotas.give_back(lane.gate.tenant(), unused);
                 let cap = caps.get(&request.endpoint).copied();
                 cap.into_iter().for_each(|cap| lane.set_max_in_flight(cap));
                 // The statement keeps to the endpoint's own cap, which may be lower than the lane knew.
-                let admitted = cap.map_or(request.room, |cap| (cap + request.ahead).saturating_sub(request.held));
+                // And one that refused the lane for what it does not know says nothing of what waits.
+                let admitted = match cap {
+                    _ if refused.contains(&request.endpoint) => 0,
+                    Some(cap) => (cap + request.ahead).saturating_sub(request.held),
+                    None => request.room,
+                };
                 lane.end_claim(count, admitted, last, claim.asked_at);
             }
             self.queue(request.endpoint);
         }
         self.dispatch(done);
+        refused.into_iter().for_each(|endpoint| self.take_in_refusal(endpoint));
         for request in &claim.asked {
+            // Shut while the claim was under way.
+            self.hand_back_shut(request.endpoint, now);
             self.start_ready(request.endpoint);
         }
         self.hand_back_foreign(&claim.asked);
@@ -319,7 +384,7 @@ impl Scheduler {
                 .unwrap_or_else(|| store::Settlement::Failed("the event's payload is no longer kept".to_owned()));
             let completion = attempt::completion_without_request(&claimed, settlement);
             let shared = Arc::clone(&self.shared);
-            self.shared.attempts.spawn(async move { shared.record(completion).await });
+            self.shared.attempts.spawn(async move { shared.record(completion, None).await });
         }
     }
 
@@ -330,26 +395,22 @@ impl Scheduler {
         while let Some(ready) = lane.start_next(now) {
             self.shared.attempts.spawn(attempt::run(Arc::clone(&self.shared), ready, self.ended.clone()));
         }
+        if lane.has_ready() && lane.opens_at(now).is_some() {
+            self.watch(endpoint, now);
+        }
     }
 
     fn end_attempt(&mut self, ended: Ended) {
         let now = Instant::now();
         self.held = self.held.saturating_sub(1);
         let Some(lane) = self.lanes.get_mut(&ended.endpoint) else { return };
-        lane.end_attempt(ended.is_answered, now);
-        match ended.hold {
-            None => {
-                self.start_ready(ended.endpoint);
-                self.queue(ended.endpoint);
-            }
-            Some(wait) => {
-                lane.hold(now + wait);
-                let unstarted = lane.give_up_ready(now, None);
-                self.hand_back(unstarted);
-                let at = self.shared.store.clock().now().plus(wait);
-                self.set_alarm(Due { endpoint: ended.endpoint, at }, now);
-            }
+        lane.end_attempt(&ended, now);
+        if let Some(wait) = ended.hold {
+            self.hold(ended.endpoint, wait, now);
         }
+        self.hand_back_shut(ended.endpoint, now);
+        self.start_ready(ended.endpoint);
+        self.queue(ended.endpoint);
     }
 
     /// Hands back what was claimed ahead and cannot be started soon: a changed endpoint, a cancel or another replica
@@ -370,7 +431,7 @@ impl Scheduler {
         self.lanes.entry(endpoint).or_insert_with(|| {
             // A guess where the endpoint is unknown: the claim keeps to the endpoint's own cap and tells it.
             let max = roster.known(endpoint).map_or(MAX_IN_FLIGHT_DEFAULT, |known| known.max_in_flight);
-            let mut lane = Lane::new(max, now);
+            let mut lane = Lane::new(max, self.passing.changed_at().unwrap_or(now), now);
             if self.passing.is_recent(now) {
                 lane.doubt();
             }

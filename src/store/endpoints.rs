@@ -8,13 +8,15 @@ use std::time::Duration;
 
 use sqlx::types::{Json, Uuid};
 
+use super::Store;
 use super::error::{Error, Result};
-use super::{Due, Store};
+use crate::domain::circuit::{CircuitPolicy, DisablePolicy};
 use crate::domain::endpoint::{Endpoint, EndpointSpec, EndpointState};
 use crate::domain::fields::Tenant;
 use crate::domain::headers::OwnHeaders;
 use crate::domain::id::EndpointId;
 use crate::domain::pattern::any_matches;
+use crate::domain::rate::RateLimit;
 use crate::domain::retry::{EventRetryPolicy, RetryPolicy};
 use crate::domain::secret::{Secret, SigningSecret};
 use crate::domain::url::EndpointUrl;
@@ -105,6 +107,12 @@ pub struct LaneEndpoint {
     pub timeout: Duration,
     /// How many requests at once.
     pub max_in_flight: u32,
+    /// How many requests a second.
+    pub rate_limit: Option<RateLimit>,
+    /// When sending stops for a while.
+    pub circuit_breaker: CircuitPolicy,
+    /// When it is disabled for failing.
+    pub disable_policy: DisablePolicy,
 }
 
 /// Takes row locks on the new rows and, unless it is unlisted, on one `tenants` row; `endpoints_external_id` refuses a
@@ -113,16 +121,19 @@ const REGISTER: &str = "
 with made as (
   insert into endpoints (id, tenant, url, shown_url, description, event_types, signature_scheme, payload_format,
                          retry_policy, timeout_ms, max_in_flight, labels, external_id, headers,
-                         event_retry_policies, filter, inline_digest, state, version, create_time, update_time)
-  values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, 1, 1, now(), now())
+                         event_retry_policies, filter, rate_per_second, rate_burst, circuit_threshold,
+                         circuit_open_ms, circuit_open_max_ms, disable_failures, disable_failing_ms, inline_digest,
+                         state, version, create_time, update_time)
+  values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24,
+          1, 1, now(), now())
   on conflict (inline_digest) where inline_digest is not null and delete_time is null do nothing
   returning id
 ), moved as (
-  insert into tenants as t (tenant, config_version) select $2, 1 where $17::bytea is null
+  insert into tenants as t (tenant, config_version) select $2, 1 where $24::bytea is null
   on conflict (tenant) do update set config_version = t.config_version + 1
 ), secret as (
   insert into endpoint_secrets (endpoint_id, version, secret, create_time, public_key)
-  select id, 1, $18, now(), $19 from made
+  select id, 1, $25, now(), $26 from made
 ), health as (
   insert into endpoint_health (endpoint_id) select id from made
 )
@@ -133,7 +144,7 @@ macro_rules! select {
     ($condition:literal $(,)?) => {
         concat!(
             "
-select e.*, h.score, h.consecutive_failures, h.last_success_time, h.last_failure_time,
+select e.*, e.circuit_until <= now() as circuit_probed, h.score, h.consecutive_failures, h.last_success_time, h.last_failure_time,
        h.filter_error_count, s.versions, s.create_times, s.expire_times, s.public_key
 from endpoints e
 left join endpoint_health h on h.endpoint_id = e.id
@@ -151,12 +162,22 @@ where e.delete_time is null ",
 }
 
 /// The etag is compared here, in the statement's own condition: two updates at once cannot both win.
+/// A changed breaker holds at once: an open circuit stays open for as long as it would have by the new policy, counted
+/// from when it opened (`CircuitPolicy::wait`), and without a threshold it is closed.
 const UPDATE: &str = "
 with changed as (
   update endpoints set url = $3, shown_url = $4, description = $5, event_types = $6, signature_scheme = $7,
          payload_format = $8, retry_policy = $9, timeout_ms = $10, max_in_flight = $11, labels = $12,
-         external_id = $13, headers = $14, event_retry_policies = $15, filter = $16, version = version + 1,
-         update_time = now()
+         external_id = $13, headers = $14, event_retry_policies = $15, filter = $16, rate_per_second = $17,
+         rate_burst = $18, circuit_threshold = $19, circuit_open_ms = $20, circuit_open_max_ms = $21,
+         disable_failures = $22, disable_failing_ms = $23, version = version + 1, update_time = now(),
+         circuit_until = case
+           when $19 = 0 then null
+           when circuit_open_ms = $20 and circuit_open_max_ms = $21 then circuit_until
+           else circuit_opened_at + least($20 * 2.0 ^ (least(circuit_openings, 31) - 1), $21) * interval '1 millisecond'
+         end,
+         circuit_opened_at = case when $19 = 0 then null else circuit_opened_at end,
+         circuit_openings = case when $19 = 0 then 0 else circuit_openings end
   where id = $1 and version = $2 and delete_time is null
   returning tenant, inline_digest
 ), moved as (
@@ -178,7 +199,8 @@ select count(*) from gone";
 
 const LANE_ENDPOINTS: &str = "
 select e.id, e.version, e.url, e.headers, e.retry_policy, e.event_retry_policies, e.timeout_ms, e.max_in_flight,
-       s.secrets, s.schemes, s.expire_times
+       e.rate_per_second, e.rate_burst, e.circuit_threshold, e.circuit_open_ms, e.circuit_open_max_ms,
+       e.disable_failures, e.disable_failing_ms, s.secrets, s.schemes, s.expire_times
 from endpoints e
 cross join lateral (
   select array_agg(secret order by version desc) as secrets,
@@ -224,6 +246,9 @@ impl Store {
     pub(super) async fn replace_spec(&self, id: EndpointId, version: i64, spec: &EndpointSpec) -> Result<bool> {
         let query = sqlx::query_scalar(UPDATE).bind(id.uuid()).bind(version);
         let changed: i64 = rows::bind_spec(query, spec).fetch_one(&self.reader).await?;
+        if changed > 0 {
+            self.hint_changed(id);
+        }
         Ok(changed > 0)
     }
 
@@ -279,8 +304,6 @@ impl Store {
         if !changed {
             return Err(UpdateError::VersionMoved);
         }
-        // A policy that was too narrow may admit waiting work at once.
-        self.hint(vec![Due { endpoint: id, at: self.clock.now() }]);
         Ok(now)
     }
 
@@ -289,6 +312,7 @@ impl Store {
     pub async fn delete_endpoint(&self, id: EndpointId, version: Option<i64>) -> Result<DeleteOutcome> {
         let gone: i64 = sqlx::query_scalar(DELETE).bind(id.uuid()).bind(version).fetch_one(&self.reader).await?;
         if gone > 0 {
+            self.hint_changed(id);
             return Ok(DeleteOutcome::Deleted);
         }
         let exists = self.endpoint(id).await?.is_some();

@@ -1,4 +1,4 @@
-//! Hints inside this process: that an endpoint has work, that the timeline has grown. Nothing depends on them: what a
+//! Hints inside this process: that an endpoint has work or has changed, that the timeline has grown. Nothing depends on them: what a
 //! lost one told of, the sweep and the poll find.
 
 use std::sync::Arc;
@@ -7,14 +7,19 @@ use tokio::sync::{broadcast, watch};
 
 use super::Due;
 use super::notes::Work;
+use crate::domain::id::EndpointId;
 
-/// That there is work.
+/// That there is work, or that what lets it through has changed.
 #[derive(Debug, Clone)]
 pub enum Hint {
     /// This process made it.
     Made(Arc<[Due]>),
     /// Another replica made it.
     Heard(Arc<[Due]>),
+    /// This process changed it.
+    Changed(EndpointId),
+    /// Another replica changed them.
+    ChangedElsewhere(Arc<[EndpointId]>),
     /// There may be more than anybody told of.
     Look,
 }
@@ -49,6 +54,11 @@ impl Hints {
         self.grown.send_modify(|count| *count += 1);
     }
 
+    /// This process has changed what lets an endpoint's requests through.
+    pub(super) fn changed(&self, endpoint: EndpointId) {
+        self.give(Hint::Changed(endpoint));
+    }
+
     /// Another replica told of its work.
     pub(super) fn heard(&self, work: &Work) {
         if work.is_grown {
@@ -56,6 +66,9 @@ impl Hints {
         }
         if !work.endpoints.is_empty() {
             self.give(Hint::Heard(work.endpoints.iter().map(|id| Due { endpoint: *id, at: work.at }).collect()));
+        }
+        if !work.changed.is_empty() {
+            self.give(Hint::ChangedElsewhere(work.changed.as_slice().into()));
         }
         if work.is_more {
             self.give(Hint::Look);

@@ -9,6 +9,7 @@ use sqlx::types::Uuid;
 
 use super::Store;
 use super::error::Result;
+use super::gates::HeldUp;
 use super::queue::read_event;
 use super::types::{PgTime, count, headers_from_text, stored};
 use crate::domain::attempt::{Attempt, AttemptOutcome, AttemptTrigger};
@@ -53,6 +54,8 @@ pub struct DeliveryRow {
     pub last_error: Option<String>,
     /// Whether it is to be canceled once its attempt has ended.
     pub cancel_requested: bool,
+    /// What holds it up at its endpoint, where something does.
+    pub held_up: Option<HeldUp>,
 }
 
 /// A delivery with everything that is known of it.
@@ -98,7 +101,8 @@ impl Store {
         let Some(found) = sqlx::query(ONE).bind(id.uuid()).fetch_optional(&self.reader).await? else {
             return Ok(None);
         };
-        let row = read_row(&found)?;
+        let mut row = read_row(&found)?;
+        self.tell_held_up(std::slice::from_mut(&mut row)).await?;
         // Ids are drawn by a tracked clock, rows are stamped by the database's own: an hour is ample.
         let since = Timestamp::from_micros(id.time().micros() - 3_600_000_000);
         let ended = sqlx::query(ATTEMPTS).bind(id.uuid()).bind(PgTime(since)).fetch_all(&self.reader).await?;
@@ -137,6 +141,7 @@ pub(super) fn read_row(row: &PgRow) -> Result<DeliveryRow> {
         cancel_requested: row.try_get(13)?,
         idempotency_key: row.try_get(14)?,
         replay_of: row.try_get::<Option<Uuid>, _>(15)?.map(ReplayId::from_uuid),
+        held_up: None,
     })
 }
 

@@ -324,6 +324,7 @@ impl Store {
         }
         let is_full = page.rows.len() == limit as usize;
         let end = if is_full { page.rows.last().map(|row| row.id) } else { page.stop };
+        self.tell_held_up(&mut page.rows).await?;
         Ok((page.rows, end))
     }
 

@@ -11,6 +11,7 @@ mod directory;
 mod endpoints;
 mod error;
 mod filter_errors;
+mod gates;
 mod hints;
 mod history;
 mod idempotency;
@@ -42,6 +43,7 @@ pub use self::clock::DbClock;
 pub use self::dead_letters::{DeadLetter, DeadLetterFilter, DeadLetterPlace, Dismissal};
 pub use self::endpoints::{DeleteOutcome, EndpointFilter, LaneEndpoint, NewEndpoint, RegisterError, UpdateError};
 pub use self::error::{Error, Result};
+pub use self::gates::{Failing, Gates, HeldUp};
 pub use self::hints::Hint;
 pub use self::history::{DeliveryRecord, DeliveryRow};
 pub use self::lists::DeliveryFilter;
@@ -50,8 +52,8 @@ pub use self::operate::{CancelRefused, RetryRefused};
 pub use self::pool::{Config, ConnectError, Retention};
 pub use self::publish::{PublishError, Published, PublishedDelivery, Publisher};
 pub use self::queue::{
-    AttemptRecord, CANCELED_REASON, Claimed, Completion, Due, Elsewhere, Followed, LEASE, LaneRequest, Settled,
-    Settlement,
+    AttemptRecord, CANCELED_REASON, Claimed, Claims, Completion, Due, Elsewhere, Followed, LEASE, LaneRequest, Settled,
+    Settlement, Swept,
 };
 pub use self::replicas::{DEAD_AFTER, Replica, Roll, Session};
 pub use self::secrets::{RotateError, Rotation};
@@ -64,6 +66,7 @@ use self::filter_errors::FilterErrors;
 use self::hints::Hints;
 use self::publish::Judges;
 use self::recent::Recent;
+use crate::domain::id::EndpointId;
 
 /// What a replica does: either, or both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -192,6 +195,11 @@ impl Store {
 
     fn claims_as(&self) -> Option<Uuid> {
         *self.claims_as.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Something that lets an endpoint's requests through has changed, or may have.
+    fn hint_changed(&self, endpoint: EndpointId) {
+        self.hints.changed(endpoint);
     }
 
     fn hint(&self, due: Vec<Due>) {

@@ -1,7 +1,7 @@
-//! Pausing and resuming endpoints, and what is recorded while nothing is claimed for one.
+//! Pausing, disabling and resuming endpoints, and what is recorded while nothing is claimed for one.
 
+use super::Store;
 use super::error::Result;
-use super::{Due, Store};
 use crate::domain::id::EndpointId;
 
 /// A disabled endpoint stays disabled: nothing is sent to it either.
@@ -9,22 +9,39 @@ const PAUSE: &str = "
 update endpoints set state = 2, version = version + 1, update_time = now()
 where id = $1 and state = 1 and delete_time is null";
 
+/// Closes the circuit and begins to count failures anew; the etag moves only where the state does.
 const RESUME: &str = "
-update endpoints set state = 1, version = version + 1, update_time = now()
-where id = $1 and state <> 1 and delete_time is null";
+with resumed as (
+  update endpoints
+  set state = 1, disabled_reason = null, circuit_until = null, circuit_opened_at = null, circuit_openings = 0,
+      version = version + (state <> 1)::int, update_time = case when state <> 1 then now() else update_time end
+  where id = $1 and (state <> 1 or circuit_until is not null) and delete_time is null
+  returning id
+)
+update endpoint_health h set consecutive_failures = 0, failing_since = null
+from resumed r where h.endpoint_id = r.id";
+
+/// One that was changed since the attempt is judged by its next one.
+const DISABLE: &str = "
+update endpoints set state = 3, disabled_reason = $3, version = version + 1, update_time = now()
+where id = $1 and version = $2 and state = 1 and delete_time is null";
 
 /// Records attempts as LOST whose worker died, of endpoints for which no claim would: the delivery waits again, and no
 /// retry is spent. What was in flight is at the front of its lane, so the rest of a backlog is not read (`$1` rows a
-/// priority). Reads by `endpoints_stopped` and `outstanding_due`, locks by `outstanding_pkey`.
+/// priority). Reads by `endpoints_stopped`, `endpoints_tripped` and `outstanding_due`, locks by `outstanding_pkey`.
 const LOSE_LAPSED: &str = "
 with lapsed as materialized (
   select f.id, f.attempt_started_at, f.lease_until, f.replica, f.trigger, f.shown_url
-  from endpoints e cross join unnest(array[1, 2, 3]::smallint[]) as p (priority) cross join lateral (
+  from (
+    select id, shown_url from endpoints where state <> 1 and delete_time is null
+    union all
+    select id, shown_url from endpoints where state = 1 and circuit_until is not null and delete_time is null
+  ) e cross join unnest(array[1, 2, 3]::smallint[]) as p (priority) cross join lateral (
     select o.id, o.state, o.attempt_started_at, o.lease_until, o.replica, o.trigger, e.shown_url
     from outstanding o where o.endpoint_id = e.id and o.priority = p.priority
     order by o.endpoint_id, o.priority, o.due_at limit $1
   ) f
-  where e.state <> 1 and e.delete_time is null and f.state = 2 and f.lease_until <= now()
+  where f.state = 2 and f.lease_until <= now()
 ), lost as (
   update outstanding o
   set state = 3, lease_until = null, attempt_started_at = null, lost_count = o.lost_count + 1,
@@ -50,17 +67,29 @@ impl Store {
     /// Pauses an endpoint that is active: from now on nothing is claimed for it. Whether there is one is not told.
     pub async fn pause_endpoint(&self, id: EndpointId) -> Result<()> {
         sqlx::query(PAUSE).bind(id.uuid()).execute(&self.reader).await?;
+        self.hint_changed(id);
         Ok(())
     }
 
-    /// Makes an endpoint active again: what waits for it is due.
+    /// Makes an endpoint active again and closes its circuit: what waits for it is due.
     pub async fn resume_endpoint(&self, id: EndpointId) -> Result<()> {
         sqlx::query(RESUME).bind(id.uuid()).execute(&self.reader).await?;
-        self.hint(vec![Due { endpoint: id, at: self.clock.now() }]);
+        self.hint_changed(id);
         Ok(())
     }
 
-    /// Records lost attempts of endpoints that are not active; answers how many.
+    /// Disables an endpoint that is active and still at `version`: from now on nothing is claimed for it. Answers whether
+    /// it was.
+    pub async fn disable_endpoint(&self, id: EndpointId, version: i64, reason: &str) -> Result<bool> {
+        let query = sqlx::query(DISABLE).bind(id.uuid()).bind(version).bind(reason);
+        let is_disabled = query.execute(&self.engine).await?.rows_affected() > 0;
+        if is_disabled {
+            self.hint_changed(id);
+        }
+        Ok(is_disabled)
+    }
+
+    /// Records lost attempts of endpoints that are not active, or whose circuit is not closed; answers how many.
     pub async fn lose_lapsed(&self) -> Result<u64> {
         let lost: i64 = sqlx::query_scalar(LOSE_LAPSED).bind(LANE_FRONT).fetch_one(&self.engine).await?;
         if lost > 0 {

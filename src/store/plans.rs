@@ -7,7 +7,7 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, PgConnection, Row};
 
 use super::lists::DeliveryFilter;
-use super::{lists, pool, queue};
+use super::{gates, lists, pool, queue};
 
 /// A statement and the types of its parameters.
 #[derive(Debug, Clone, Copy)]
@@ -24,7 +24,7 @@ pub struct Guarded {
 pub const CLAIM: Guarded = Guarded {
     name: "claim",
     sql: queue::CLAIM,
-    types: "uuid[], int[], timestamptz[], float8, text, int[], int[], uuid",
+    types: "uuid[], int[], timestamptz[], float8, text, int[], int[], uuid, bigint[], timestamptz[]",
 };
 /// See [`super::Store::complete`].
 pub const COMPLETE: Guarded = Guarded {
@@ -42,6 +42,8 @@ pub const RELEASE: Guarded = Guarded { name: "release", sql: queue::RELEASE, typ
 pub const SWEEP: Guarded = Guarded { name: "sweep", sql: queue::SWEEP, types: "" };
 /// See [`super::Store::in_flight_elsewhere`].
 pub const ELSEWHERE: Guarded = Guarded { name: "elsewhere", sql: queue::ELSEWHERE, types: "uuid[], text" };
+/// See [`super::Store::gates`].
+pub const GATES: Guarded = Guarded { name: "gates", sql: gates::GATES, types: "uuid[]" };
 /// See [`super::Store::follow`].
 pub const FOLLOW: Guarded = Guarded { name: "follow", sql: queue::FOLLOW, types: "uuid[]" };
 

@@ -43,6 +43,17 @@ pub struct Due {
     pub at: Timestamp,
 }
 
+/// An endpoint that the sweep found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Swept {
+    /// When the first of its work is due.
+    pub due: Due,
+    /// Its version.
+    pub version: i64,
+    /// Its circuit, see [`super::Gates::circuit_until`].
+    pub circuit_until: Option<Timestamp>,
+}
+
 /// A hungry lane: how much it can take, and from where.
 #[derive(Debug, Clone, Copy)]
 pub struct LaneRequest {
@@ -57,6 +68,20 @@ pub struct LaneRequest {
     /// Nothing due before this is waiting, as far as the lane knows: the claim starts there, past the index entries of
     /// what was delivered already.
     pub low_water: Timestamp,
+    /// The endpoint's version that the lane goes by; 0 where it knows none. Where there is a rate limit, it must be the
+    /// current one.
+    pub version: i64,
+    /// The endpoint's circuit as the lane knows it, see [`super::Gates::circuit_until`]: it must be as it is.
+    pub circuit_until: Option<Timestamp>,
+}
+
+/// What a claim gave.
+#[derive(Debug, Default)]
+pub struct Claims {
+    /// The deliveries.
+    pub claimed: Vec<Claimed>,
+    /// Lanes that got nothing because they do not know what lets their endpoint's requests through.
+    pub refused: Vec<EndpointId>,
 }
 
 /// A delivery this process holds, until it completes or releases it or the lease lapses.
@@ -82,6 +107,8 @@ pub struct Claimed {
     pub format: PayloadFormat,
     /// Why the attempt is made.
     pub trigger: AttemptTrigger,
+    /// Of a probe, how often the endpoint's circuit had opened, 1 or more; else 0.
+    pub openings: u32,
     /// Whether somebody canceled it while its worker was lost: then it is not sent again.
     pub cancel_requested: bool,
     /// When it was due.
@@ -92,24 +119,31 @@ pub struct Claimed {
 
 /// One statement for all hungry lanes. A lane's rows are found by `outstanding_due` from its low-water mark on, locked
 /// in due order, and left out where somebody else holds them; endpoints are read in the same snapshot, so nothing is
-/// claimed for a deleted or paused one. What was in flight and lapsed is recorded as LOST here.
+/// claimed for a deleted or paused one, or through an open circuit, and one probe at most through a half-open one. A lane
+/// that does not know of such a gate gets nothing but word of it, with a null id. What was in flight and lapsed is
+/// recorded as LOST here.
 /// The update finds its rows by `outstanding_pkey` from an array, and `limit 1` keeps each lane's endpoint a lookup by
 /// `endpoints_pkey`: joined, an empty table's statistics would make either a scan of the table.
 /// A replica that the others have given up (`$8`) claims nothing, whatever it believes.
 pub(super) const CLAIM: &str = "
 with lanes as materialized (
-  select l.endpoint_id, greatest(least(l.room, e.max_in_flight + l.ahead - l.held), 0) as room, l.low_water, e.version,
-         e.shown_url
-  from unnest($1::uuid[], $2::int[], $3::timestamptz[], $6::int[], $7::int[])
-    as l (endpoint_id, room, low_water, held, ahead)
+  select l.endpoint_id, l.low_water, e.version, e.shown_url, e.circuit_openings, e.is_known,
+         case when not e.is_known or e.circuit_until > now() then 0
+              when e.circuit_until is not null then least(l.room, 1)
+              else greatest(least(l.room, e.max_in_flight + l.ahead - l.held), 0) end as room
+  from unnest($1::uuid[], $2::int[], $3::timestamptz[], $6::int[], $7::int[], $9::bigint[], $10::timestamptz[])
+    as l (endpoint_id, room, low_water, held, ahead, version, circuit_until)
   cross join lateral (
-    select e.max_in_flight, e.version, e.shown_url from endpoints e
-    where e.id = l.endpoint_id and e.state = 1 and e.delete_time is null
+    select e.max_in_flight, e.version, e.shown_url, e.circuit_until, e.circuit_openings,
+           e.state = 1 and (e.rate_per_second is null or e.version = l.version)
+             and e.circuit_until is not distinct from l.circuit_until as is_known
+    from endpoints e
+    where e.id = l.endpoint_id and e.delete_time is null
     limit 1
   ) e
   where $8::uuid is null or exists (select from replicas r where r.id = $8)
 ), picked as materialized (
-  select d.*, lanes.version, lanes.shown_url
+  select d.*, lanes.version, lanes.shown_url, lanes.circuit_openings
   from lanes cross join lateral (
     select o.* from outstanding o
     where o.endpoint_id = lanes.endpoint_id and o.priority = 2
@@ -123,7 +157,9 @@ with lanes as materialized (
   update outstanding o
   set state = 2, lease_until = now() + make_interval(secs => $4), attempt_started_at = now(), replica = $5,
       claim_gen = o.claim_gen + 1, attempt_count = o.attempt_count + 1,
-      lost_count = o.lost_count + (o.state = 2)::int
+      lost_count = o.lost_count + (o.state = 2)::int,
+      trigger = case when o.endpoint_id = any(array(select endpoint_id from lanes where circuit_openings > 0)) then 3
+                     when o.trigger = 3 then 1 else o.trigger end
   where o.id = any(array(select id from picked))
 ), lost as (
   insert into timeline (time, delivery_id, endpoint_id, event_id, kind, state, priority, attempt_count, number,
@@ -135,8 +171,13 @@ with lanes as materialized (
   from picked where state = 2
 )
 select id, endpoint_id, version, event_id, claim_gen + 1 as claim_gen, attempt_count + 1 as attempt, retries_spent,
-       lost_count + (state = 2)::int as lost_count, payload_format, trigger, cancel_requested, due_at, now() as at
-from picked";
+       lost_count + (state = 2)::int as lost_count, payload_format,
+       case when circuit_openings > 0 then 3 when trigger = 3 then 1 else trigger end::smallint as trigger,
+       cancel_requested, due_at, now() as at, circuit_openings
+from picked
+union all
+select null, endpoint_id, null, null, null, null, null, null, null, null, null, null, null, null
+from lanes where not is_known";
 
 /// Reads by `events_pkey`; the bounds leave out the days' partitions that hold none of the ids.
 const PAYLOADS: &str = "
@@ -158,8 +199,9 @@ where o.id = any($1::uuid[]) and o.claim_gen = ($2::int[])[array_position($1::uu
   and o.state = 2 and not o.cancel_requested
 returning o.endpoint_id, o.due_at";
 
-/// Every active endpoint with something that no worker holds, and when the first of it is due: a loose index scan over
-/// `outstanding_due`, one step an endpoint, whatever its backlog.
+/// Every active endpoint with something that no worker holds, when the first of it is due, and by what a lane sees
+/// whether it knows the endpoint as it is: a loose index scan over `outstanding_due`, one step an endpoint, whatever its
+/// backlog.
 pub(super) const SWEEP: &str = "
 with recursive e as (
   (select endpoint_id from outstanding order by endpoint_id limit 1)
@@ -167,18 +209,21 @@ with recursive e as (
   select (select o.endpoint_id from outstanding o where o.endpoint_id > e.endpoint_id order by o.endpoint_id limit 1)
   from e where e.endpoint_id is not null
 )
-select e.endpoint_id, d.due_at
+select e.endpoint_id, d.due_at, p.version, p.circuit_until
 from e cross join lateral (
+  select p.version, p.circuit_until from endpoints p
+  where p.id = e.endpoint_id and p.state = 1 and p.delete_time is null
+  limit 1
+) p cross join lateral (
   select o.due_at from outstanding o
   where o.endpoint_id = e.endpoint_id and o.priority = 2 and (o.lease_until is null or o.lease_until <= now())
   order by o.priority, o.due_at limit 1
 ) d
-where e.endpoint_id is not null
-  and (select p.state from endpoints p where p.id = e.endpoint_id and p.delete_time is null) = 1";
+where e.endpoint_id is not null";
 
 impl Store {
     /// Claims work for hungry lanes, `room` for each at most, oldest due first.
-    pub async fn claim(&self, lanes: &[LaneRequest]) -> Result<Vec<Claimed>> {
+    pub async fn claim(&self, lanes: &[LaneRequest]) -> Result<Claims> {
         let rows = sqlx::query(CLAIM)
             .bind(lanes.iter().map(|lane| lane.endpoint.uuid()).collect::<Vec<_>>())
             .bind(lanes.iter().map(|lane| lane.room.cast_signed()).collect::<Vec<_>>())
@@ -188,9 +233,18 @@ impl Store {
             .bind(lanes.iter().map(|lane| lane.held.cast_signed()).collect::<Vec<_>>())
             .bind(lanes.iter().map(|lane| lane.ahead.cast_signed()).collect::<Vec<_>>())
             .bind(self.claims_as())
+            .bind(lanes.iter().map(|lane| lane.version).collect::<Vec<_>>())
+            .bind(lanes.iter().map(|lane| lane.circuit_until.map(PgTime)).collect::<Vec<_>>())
             .fetch_all(&self.engine)
             .await?;
-        rows.iter().map(read_claimed).collect()
+        let mut claims = Claims::default();
+        for row in &rows {
+            match row.try_get::<Option<Uuid>, _>(0)? {
+                Some(_) => claims.claimed.push(read_claimed(row)?),
+                None => claims.refused.push(EndpointId::from_uuid(row.try_get(1)?)),
+            }
+        }
+        Ok(claims)
     }
 
     /// The events of claimed deliveries. A second statement: a client that stalled inside the claim's own would pin its
@@ -234,9 +288,14 @@ impl Store {
     }
 
     /// Every endpoint with waiting work, with the due time of the first of it.
-    pub async fn sweep(&self) -> Result<Vec<Due>> {
-        let rows: Vec<(Uuid, PgTime)> = sqlx::query_as(SWEEP).fetch_all(&self.engine).await?;
-        Ok(rows.into_iter().map(|(id, at)| Due { endpoint: EndpointId::from_uuid(id), at: at.0 }).collect())
+    pub async fn sweep(&self) -> Result<Vec<Swept>> {
+        let rows: Vec<(Uuid, PgTime, i64, Option<PgTime>)> = sqlx::query_as(SWEEP).fetch_all(&self.engine).await?;
+        let swept = |(id, at, version, circuit_until): (_, PgTime, _, Option<PgTime>)| Swept {
+            due: Due { endpoint: EndpointId::from_uuid(id), at: at.0 },
+            version,
+            circuit_until: circuit_until.map(|until| until.0),
+        };
+        Ok(rows.into_iter().map(swept).collect())
     }
 
     /// Counts anew what is outstanding; answers how long that took.
@@ -264,6 +323,7 @@ fn read_claimed(row: &PgRow) -> Result<Claimed> {
         cancel_requested: row.try_get(10)?,
         due_at: row.try_get::<PgTime, _>(11)?.0,
         claimed_at: row.try_get::<PgTime, _>(12)?.0,
+        openings: count(row.try_get(13)?),
     })
 }
 

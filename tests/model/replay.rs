@@ -124,8 +124,10 @@ impl Replay {
             Action::Claim { worker } => {
                 let Worker::Looked { delivery, .. } = here.state.workers[worker] else { unreachable!() };
                 let low_water = Timestamp::from_micros(i64::MIN);
-                let lane = LaneRequest { endpoint: self.endpoints[delivery], room: 1, held: 0, ahead: 0, low_water };
-                let claimed = self.store.claim(&[lane]).await.expect("claimed").pop();
+                let endpoint = self.endpoints[delivery];
+                let lane =
+                    LaneRequest { endpoint, room: 1, held: 0, ahead: 0, low_water, version: 0, circuit_until: None };
+                let claimed = self.store.claim(&[lane]).await.expect("claimed").claimed.pop();
                 let expected = match next.workers[worker] {
                     Worker::Holds { claim, .. } => Some(claim),
                     _ => None,
@@ -196,7 +198,7 @@ impl Replay {
         let found = self.read(here).await;
         let expected: Vec<_> = here.state.deliveries.iter().map(|one| &one.tables).collect();
         assert_eq!(found.iter().collect::<Vec<_>>(), expected, "after {taken:#?}");
-        let swept: HashSet<_> = self.store.sweep().await.expect("swept").iter().map(|due| due.endpoint).collect();
+        let swept: HashSet<_> = self.store.sweep().await.expect("swept").iter().map(|seen| seen.due.endpoint).collect();
         let waits = |row: Option<Row>| row.is_some_and(|row| row.lease != Lease::Holds);
         let waiting = self.endpoints.iter().zip(&expected).filter(|(_, tables)| waits(tables.outstanding));
         assert_eq!(swept, waiting.map(|(&endpoint, _)| endpoint).collect(), "after {taken:#?}");
@@ -318,6 +320,9 @@ async fn register(store: &Store) -> EndpointId {
         retry_policy: None,
         timeout: Duration::from_secs(1),
         max_in_flight: 64,
+        rate_limit: None,
+        circuit_breaker: Default::default(),
+        disable_policy: Default::default(),
         labels: Default::default(),
         external_id: None,
         headers: Default::default(),

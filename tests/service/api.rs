@@ -7,6 +7,7 @@ mod delivering;
 mod edge;
 mod endpoints;
 mod filtering;
+mod gating;
 mod history;
 mod inline;
 mod limits;

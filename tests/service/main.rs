@@ -3,6 +3,7 @@
 mod api;
 mod delivery;
 mod filters;
+mod gates;
 mod lists;
 mod plans;
 mod publish;

@@ -28,6 +28,9 @@ pub(crate) fn spec(event_types: &[&str]) -> EndpointSpec {
         event_retry_policies: Vec::new(),
         timeout: Duration::from_secs(1),
         max_in_flight: 64,
+        rate_limit: None,
+        circuit_breaker: Default::default(),
+        disable_policy: Default::default(),
         labels: Default::default(),
         external_id: None,
     }

@@ -20,7 +20,7 @@ use crate::support;
 const BEGINNING: Timestamp = Timestamp::from_micros(i64::MIN);
 
 /// A store with one endpoint and `count` deliveries waiting for it.
-async fn waiting(count: usize) -> (Arc<Store>, String, EndpointId, Vec<DeliveryId>) {
+pub(crate) async fn waiting(count: usize) -> (Arc<Store>, String, EndpointId, Vec<DeliveryId>) {
     let url = support::database().await;
     let store = Store::open(&support::config(url.clone())).await.expect("opens");
     let endpoint = register(&store, &[]).await;
@@ -32,12 +32,12 @@ async fn waiting(count: usize) -> (Arc<Store>, String, EndpointId, Vec<DeliveryI
     (store, url, endpoint, ids)
 }
 
-fn lane(endpoint: EndpointId, room: u32) -> LaneRequest {
-    LaneRequest { endpoint, room, held: 0, ahead: 0, low_water: BEGINNING }
+pub(crate) fn lane(endpoint: EndpointId, room: u32) -> LaneRequest {
+    LaneRequest { endpoint, room, held: 0, ahead: 0, low_water: BEGINNING, version: 0, circuit_until: None }
 }
 
 async fn claim(store: &Store, endpoint: EndpointId, room: u32) -> Vec<Claimed> {
-    store.claim(&[lane(endpoint, room)]).await.expect("claimed")
+    store.claim(&[lane(endpoint, room)]).await.expect("claimed").claimed
 }
 
 fn completion(claimed: &Claimed, outcome: AttemptOutcome, settlement: Settlement) -> Completion {
@@ -74,7 +74,7 @@ fn success(claimed: &Claimed) -> Completion {
     completion(claimed, AttemptOutcome::Succeeded, Settlement::Succeeded)
 }
 
-fn retry(claimed: &Claimed) -> Completion {
+pub(crate) fn retry(claimed: &Claimed) -> Completion {
     completion(claimed, AttemptOutcome::HttpError, Settlement::Retry { delay: Duration::ZERO })
 }
 
@@ -83,7 +83,7 @@ async fn state(store: &Store, id: DeliveryId) -> DeliveryState {
 }
 
 /// Makes every lease lapse now.
-async fn lapse(url: &str) {
+pub(crate) async fn lapse(url: &str) {
     let mut connection = support::connection(url).await;
     let statement = "update outstanding set lease_until = now() - interval '1 second' where state = 2";
     sqlx::query(statement).execute(&mut connection).await.expect("lapsed");
@@ -105,11 +105,15 @@ async fn a_claim_takes_no_more_than_its_room_oldest_first_and_nothing_twice() {
 async fn claims_keep_to_the_endpoints_own_cap() {
     let (store, _, endpoint, _) = waiting(70).await;
     let request = LaneRequest { held: 60, ..lane(endpoint, 64) };
-    assert_eq!(store.claim(&[request]).await.expect("claimed").len(), 4);
+    assert_eq!(store.claim(&[request]).await.expect("claimed").claimed.len(), 4);
     let request = LaneRequest { held: 70, ..lane(endpoint, 64) };
-    assert!(store.claim(&[request]).await.expect("claimed").is_empty());
+    assert!(store.claim(&[request]).await.expect("claimed").claimed.is_empty());
     let request = LaneRequest { held: 70, ahead: 10, ..lane(endpoint, 64) };
-    assert_eq!(store.claim(&[request]).await.expect("claimed").len(), 4, "ahead of the cap by ten, six of them held");
+    assert_eq!(
+        store.claim(&[request]).await.expect("claimed").claimed.len(),
+        4,
+        "ahead of the cap by ten, six of them held"
+    );
 }
 
 #[tokio::test]
@@ -153,7 +157,8 @@ async fn a_batch_of_every_kind_settles_in_one_go() {
     let mut claimed = claim(&store, endpoint, 64).await;
     // Beyond one statement's batch.
     for request in 1..5 {
-        claimed.extend(store.claim(&[LaneRequest { held: 0, ..lane(endpoint, 59 + request) }]).await.expect("claimed"));
+        let lane = LaneRequest { held: 0, ..lane(endpoint, 59 + request) };
+        claimed.extend(store.claim(&[lane]).await.expect("claimed").claimed);
     }
     assert_eq!(claimed.len(), 300);
     let completions: Vec<_> = claimed
@@ -323,13 +328,16 @@ async fn a_paused_endpoints_lost_attempts_are_recorded_though_nothing_is_claimed
 async fn the_sweep_finds_what_no_hint_told_of() {
     let (store, url, endpoint, _) = waiting(2).await;
     let other = register(&store, &["other"]).await;
-    assert_eq!(store.sweep().await.expect("swept").iter().map(|due| due.endpoint).collect::<Vec<_>>(), [endpoint]);
+    assert_eq!(
+        store.sweep().await.expect("swept").iter().map(|seen| seen.due.endpoint).collect::<Vec<_>>(),
+        [endpoint]
+    );
     claim(&store, endpoint, 2).await;
     assert!(store.sweep().await.expect("swept").is_empty(), "everything is held");
     lapse(&url).await;
     let found = store.sweep().await.expect("swept");
-    assert_eq!(found.iter().map(|due| due.endpoint).collect::<Vec<_>>(), [endpoint]);
-    assert!(!found.iter().any(|due| due.endpoint == other));
+    assert_eq!(found.iter().map(|seen| seen.due.endpoint).collect::<Vec<_>>(), [endpoint]);
+    assert!(!found.iter().any(|seen| seen.due.endpoint == other));
 }
 
 #[tokio::test]

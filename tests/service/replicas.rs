@@ -252,9 +252,16 @@ async fn what_others_have_in_flight_counts_until_it_ends() {
     for _ in 0..10 {
         publisher.publish(event("a")).await.expect("published");
     }
-    let request =
-        LaneRequest { endpoint: lane, room: 2, held: 0, ahead: 0, low_water: Timestamp::from_micros(i64::MIN) };
-    let held = other.claim(&[request]).await.expect("claimed");
+    let request = LaneRequest {
+        endpoint: lane,
+        room: 2,
+        held: 0,
+        ahead: 0,
+        low_water: Timestamp::from_micros(i64::MIN),
+        version: 0,
+        circuit_until: None,
+    };
+    let held = other.claim(&[request]).await.expect("claimed").claimed;
     let held: Vec<_> = held.iter().map(|one| (one.id, one.claim_gen)).collect();
     let here = open(&url, "here").await;
     let found = here.in_flight_elsewhere(&[lane]).await.expect("found");
@@ -377,14 +384,21 @@ async fn a_replica_whose_row_is_gone_claims_nothing() {
     for _ in 0..2 {
         publisher.publish(event("a")).await.expect("published");
     }
-    let request =
-        LaneRequest { endpoint: lane, room: 1, held: 0, ahead: 0, low_water: Timestamp::from_micros(i64::MIN) };
+    let request = LaneRequest {
+        endpoint: lane,
+        room: 1,
+        held: 0,
+        ahead: 0,
+        low_water: Timestamp::from_micros(i64::MIN),
+        version: 0,
+        circuit_until: None,
+    };
     let mut session = store.session().await.expect("a session");
     assert!(store.join(&mut session, Roles { api: false, worker: true }, None).await.expect("joined"));
     store.claim_as(session.id());
-    assert_eq!(store.claim(&[request]).await.expect("claimed").len(), 1);
+    assert_eq!(store.claim(&[request]).await.expect("claimed").claimed.len(), 1);
     sqlx::query("delete from replicas").execute(&mut support::connection(&url).await).await.expect("deleted");
-    assert!(store.claim(&[request]).await.expect("claimed").is_empty());
+    assert!(store.claim(&[request]).await.expect("claimed").claimed.is_empty());
     assert!(session.beat(true, &[]).await.expect("beaten").here.is_empty(), "and its heartbeat brings nothing back");
 }
 
@@ -509,9 +523,16 @@ async fn chores_that_meet_on_several_replicas_do_their_work_once() {
     let lane = endpoint(&store, "http://127.0.0.1:9/", |_| {}).await;
     let publisher = Publisher::start(&store);
     futures::future::join_all((0..300).map(|_| publisher.publish(event("a")))).await;
-    let request =
-        LaneRequest { endpoint: lane, room: 50, held: 0, ahead: 0, low_water: Timestamp::from_micros(i64::MIN) };
-    assert_eq!(store.claim(&[request]).await.expect("claimed").len(), 50);
+    let request = LaneRequest {
+        endpoint: lane,
+        room: 50,
+        held: 0,
+        ahead: 0,
+        low_water: Timestamp::from_micros(i64::MIN),
+        version: 0,
+        circuit_until: None,
+    };
+    assert_eq!(store.claim(&[request]).await.expect("claimed").claimed.len(), 50);
     store.delete_endpoint(lane, None).await.expect("deleted");
     let mut others = Vec::new();
     for name in ["two", "three", "four"] {

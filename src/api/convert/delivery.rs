@@ -7,7 +7,7 @@ use crate::api::convert;
 use crate::api::proto;
 use crate::domain::attempt::{Attempt, AttemptOutcome};
 use crate::domain::delivery::DeliveryState;
-use crate::store::{DeliveryRecord, DeliveryRow, TimelineEvent};
+use crate::store::{DeliveryRecord, DeliveryRow, HeldUp, TimelineEvent};
 
 /// A delivery alone, as lists show it.
 pub(in crate::api) fn to_proto(row: DeliveryRow) -> proto::Delivery {
@@ -20,6 +20,7 @@ pub(in crate::api) fn to_proto(row: DeliveryRow) -> proto::Delivery {
         last_status: row.last_status,
         last_error: &last_error,
         is_to_be_canceled: row.cancel_requested,
+        held_up: row.held_up.filter(|_| waits),
     };
     proto::Delivery {
         id: row.id.to_string(),
@@ -64,6 +65,7 @@ pub(in crate::api) fn transition_to_proto(event: &TimelineEvent) -> proto::Deliv
         last_status,
         last_error: &last_error,
         is_to_be_canceled: false,
+        held_up: None,
     };
     proto::DeliveryEvent {
         kind: i32::from(event.kind.number()),
@@ -127,6 +129,7 @@ struct Standing<'a> {
     last_status: u32,
     last_error: &'a str,
     is_to_be_canceled: bool,
+    held_up: Option<HeldUp>,
 }
 
 impl Standing<'_> {
@@ -136,13 +139,16 @@ impl Standing<'_> {
             return reason;
         }
         match self.state {
-            DeliveryState::Pending => "waits for its first attempt".to_owned(),
+            DeliveryState::Pending => format!("waits for its first attempt{}", held_up_words(self.held_up.as_ref())),
             DeliveryState::InFlight if self.is_to_be_canceled => {
                 format!("attempt {} is under way; canceled when it ends, unless it succeeds", self.attempt_count)
             }
             DeliveryState::InFlight => format!("attempt {} is under way", self.attempt_count),
-            DeliveryState::Retrying if self.last_error.is_empty() => "waits for its next attempt".to_owned(),
-            DeliveryState::Retrying => format!("{}; waits for its next attempt", self.last_error),
+            DeliveryState::Retrying => {
+                let after = if self.last_error.is_empty() { "" } else { "; " };
+                let held_up = held_up_words(self.held_up.as_ref());
+                format!("{}{after}waits for its next attempt{held_up}", self.last_error)
+            }
             DeliveryState::Succeeded if self.last_status > 0 => {
                 format!("the endpoint answered with HTTP {}", self.last_status)
             }
@@ -151,6 +157,21 @@ impl Standing<'_> {
             DeliveryState::Failed => self.last_error.to_owned(),
             DeliveryState::Canceled => "was canceled".to_owned(),
             DeliveryState::Expired => "its expire_time passed".to_owned(),
+        }
+    }
+}
+
+/// What it waits for besides, as words to be added; empty where that is nothing.
+fn held_up_words(held_up: Option<&HeldUp>) -> String {
+    match held_up {
+        None => String::new(),
+        Some(HeldUp::Paused) => ": the endpoint is paused".to_owned(),
+        Some(HeldUp::Disabled(reason)) if reason.is_empty() => ": the endpoint is disabled".to_owned(),
+        Some(HeldUp::Disabled(reason)) => format!(": the endpoint is disabled, because {reason}"),
+        Some(HeldUp::CircuitOpen(until)) => format!(": the endpoint's circuit is open until {until}"),
+        Some(HeldUp::Probe) => ": a probe shows whether the endpoint is back".to_owned(),
+        Some(HeldUp::RateLimit(per_second)) => {
+            format!(": the endpoint's rate limit admits {per_second} requests a second")
         }
     }
 }
@@ -183,6 +204,7 @@ mod tests {
             last_status: 503,
             last_error: Some("HTTP 503: Service Unavailable".to_owned()),
             cancel_requested: false,
+            held_up: None,
         }
     }
 
@@ -199,6 +221,22 @@ mod tests {
         check(canceling, "attempt 2 is under way; canceled when it ends, unless it succeeds");
         check(row(Retrying), "HTTP 503: Service Unavailable; waits for its next attempt");
         check(DeliveryRow { last_error: None, ..row(Retrying) }, "waits for its next attempt");
+        let held_up = |state, held_up| DeliveryRow { held_up: Some(held_up), ..row(state) };
+        check(held_up(Pending, HeldUp::Paused), "waits for its first attempt: the endpoint is paused");
+        check(
+            held_up(Retrying, HeldUp::CircuitOpen(Timestamp::from_micros(0))),
+            "HTTP 503: Service Unavailable; waits for its next attempt: the endpoint's circuit is open until \
+             1970-01-01T00:00:00Z",
+        );
+        check(
+            held_up(Pending, HeldUp::Disabled("it is gone".to_owned())),
+            "waits for its first attempt: the endpoint is disabled, because it is gone",
+        );
+        check(
+            held_up(Pending, HeldUp::RateLimit(0.5)),
+            "waits for its first attempt: the endpoint's rate limit admits 0.5 requests a second",
+        );
+        check(held_up(InFlight, HeldUp::Paused), "attempt 2 is under way");
         check(DeliveryRow { last_status: 204, ..row(Succeeded) }, "the endpoint answered with HTTP 204");
         check(DeliveryRow { reason: Some("QUEUE_FULL".to_owned()), ..row(Failed) }, "QUEUE_FULL");
         check(row(Failed), "HTTP 503: Service Unavailable");

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use super::mask::Mask;
 use super::time::{from_duration, to_duration, to_timestamp};
-use super::{Violations, retry, undefined};
+use super::{Violations, gates, retry, undefined};
 use crate::api::proto;
 use crate::domain::Problem;
 use crate::domain::address::EgressRules;
+use crate::domain::circuit::{CircuitPolicy, DisablePolicy};
 use crate::domain::endpoint::{
     DESCRIPTION_BYTES_MAX, EVENT_TYPES_MAX, Endpoint, EndpointSpec, PayloadFormat, SecretInfo, SignatureScheme,
     TIMEOUT_DEFAULT, parse_max_in_flight, parse_timeout,
@@ -17,6 +18,7 @@ use crate::domain::fields::{parse_key, parse_map, parse_text};
 use crate::domain::filter::Filter;
 use crate::domain::headers::OwnHeaders;
 use crate::domain::pattern::EventPattern;
+use crate::domain::rate::RateLimit;
 use crate::domain::retry::{EventRetryPolicy, RetryPolicy};
 use crate::domain::url::EndpointUrl;
 
@@ -38,6 +40,9 @@ pub(in crate::api) struct Patch {
     retry_parts: Option<(Vec<&'static str>, proto::RetryPolicy)>,
     timeout: Option<Duration>,
     max_in_flight: Option<u32>,
+    rate_limit: Option<Option<RateLimit>>,
+    circuit_breaker: Option<CircuitPolicy>,
+    disable_policy: Option<DisablePolicy>,
     labels: Option<BTreeMap<String, String>>,
     external_id: Option<Option<String>>,
 }
@@ -83,6 +88,11 @@ impl Patch {
             max_in_flight: masked(mask, "max_in_flight", || {
                 v.take("endpoint.max_in_flight", parse_max_in_flight(given.max_in_flight))
             }),
+            rate_limit: masked(mask, "rate_limit", || gates::rate_limit(given.rate_limit.as_ref(), v)),
+            circuit_breaker: masked(mask, "circuit_breaker", || {
+                gates::circuit_breaker(given.circuit_breaker.as_ref(), v)
+            }),
+            disable_policy: masked(mask, "disable_policy", || gates::disable_policy(given.disable_policy.as_ref(), v)),
             labels: masked(mask, "labels", || v.take("endpoint.labels", parse_map(given.labels.clone()))),
             external_id: masked(mask, "external_id", || v.take("endpoint.external_id", parse_key(&given.external_id))),
         }
@@ -107,6 +117,9 @@ impl Patch {
             event_retry_policies: self.event_retry_policies?,
             timeout: self.timeout?,
             max_in_flight: self.max_in_flight?,
+            rate_limit: self.rate_limit?,
+            circuit_breaker: self.circuit_breaker?,
+            disable_policy: self.disable_policy?,
             labels: self.labels?,
             external_id: self.external_id?,
         })
@@ -126,6 +139,9 @@ impl Patch {
         replace(&mut spec.event_retry_policies, &self.event_retry_policies);
         replace(&mut spec.timeout, &self.timeout);
         replace(&mut spec.max_in_flight, &self.max_in_flight);
+        replace(&mut spec.rate_limit, &self.rate_limit);
+        replace(&mut spec.circuit_breaker, &self.circuit_breaker);
+        replace(&mut spec.disable_policy, &self.disable_policy);
         replace(&mut spec.labels, &self.labels);
         replace(&mut spec.external_id, &self.external_id);
         if let Some((parts, given)) = &self.retry_parts {
@@ -150,9 +166,6 @@ fn refuse_unbuilt(given: &proto::Endpoint, mask: &Mask, violations: &mut Violati
     let mut unbuilt = |field: &str, path: &'static str, is_set: bool| {
         violations.unbuilt_if(is_set && mask.has(field), path);
     };
-    unbuilt("rate_limit", "endpoint.rate_limit", given.rate_limit.is_some());
-    unbuilt("circuit_breaker", "endpoint.circuit_breaker", given.circuit_breaker.is_some());
-    unbuilt("disable_policy", "endpoint.disable_policy", given.disable_policy.is_some());
     unbuilt("ca_pem", "endpoint.ca_pem", !given.ca_pem.is_empty());
     unbuilt("client_certificate_pem", "endpoint.client_certificate_pem", !given.client_certificate_pem.is_empty());
     unbuilt("client_key_pem", "endpoint.client_key_pem", !given.client_key_pem.is_empty());
@@ -248,11 +261,15 @@ pub(in crate::api) fn to_proto(endpoint: Endpoint) -> proto::Endpoint {
         event_retry_policies: spec.event_retry_policies.iter().map(retry::event_to_proto).collect(),
         timeout: Some(to_duration(spec.timeout)),
         max_in_flight: spec.max_in_flight,
+        rate_limit: spec.rate_limit.map(gates::rate_limit_to_proto),
+        circuit_breaker: Some(gates::circuit_breaker_to_proto(spec.circuit_breaker)),
+        disable_policy: Some(gates::disable_policy_to_proto(spec.disable_policy)),
         ordering: proto::Ordering::Unordered.into(),
         labels: spec.labels.into_iter().collect(),
         external_id: spec.external_id.unwrap_or_default(),
         state: i32::from(state.number()),
-        circuit_state: proto::CircuitState::Closed.into(),
+        disabled_reason: endpoint.disabled_reason.unwrap_or_default(),
+        circuit_state: i32::from(endpoint.circuit.number()),
         health_score: health.score,
         consecutive_failures: health.consecutive_failures,
         last_success_time: health.last_success_time.map(to_timestamp),
@@ -333,12 +350,9 @@ mod tests {
     #[test]
     fn what_is_not_built_is_refused_by_name() {
         type Set = fn(&mut proto::Endpoint);
-        let cases: [(&str, Set); 8] = [
-            ("rate_limit", |e| e.rate_limit = Some(proto::RateLimit::default())),
+        let cases: [(&str, Set); 5] = [
             ("ordering", |e| e.ordering = 2),
             ("ordering_on_failure", |e| e.ordering_on_failure = 1),
-            ("circuit_breaker", |e| e.circuit_breaker = Some(proto::CircuitBreaker::default())),
-            ("disable_policy", |e| e.disable_policy = Some(proto::DisablePolicy::default())),
             ("ca_pem", |e| e.ca_pem = "x".to_owned()),
             ("client_certificate_pem", |e| e.client_certificate_pem = "x".to_owned()),
             ("client_key_pem", |e| e.client_key_pem = "x".to_owned()),

@@ -6,6 +6,7 @@ pub(super) mod dead_letter;
 pub(super) mod delivery;
 pub(super) mod endpoint;
 pub(super) mod event;
+mod gates;
 pub(super) mod mask;
 pub(super) mod retry;
 pub(super) mod time;

@@ -1,4 +1,5 @@
-//! Records attempts that were lost with their worker at endpoints for which nothing is claimed: paused or disabled.
+//! Records attempts that were lost with their worker at endpoints for which nothing is claimed: paused, disabled, or
+//! behind an open circuit.
 
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ pub(super) async fn run(store: &Store) {
         tokio::time::sleep(EVERY).await;
         match store.lose_lapsed().await {
             Ok(0) => {}
-            Ok(attempts) => tracing::info!(attempts, "attempts at endpoints that are not active were lost"),
+            Ok(attempts) => tracing::info!(attempts, "attempts at endpoints to which nothing is sent were lost"),
             Err(error) => tracing::warn!(%error, "lost attempts could not be recorded"),
         }
     }

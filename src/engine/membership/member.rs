@@ -11,7 +11,6 @@ use super::standing::{Next, Standing};
 use super::telling::Telling;
 use super::{Handover, Resigning, Tenure, View};
 use crate::domain::rendezvous::Driver;
-use crate::domain::time::Timestamp;
 use crate::engine::sleep_until;
 use crate::store::{self, DEAD_AFTER, Note, Replica, Roles, Session, Store, Work};
 
@@ -143,8 +142,7 @@ impl Member {
     }
 
     fn look_at_everything(&self) {
-        let at = Timestamp::from_micros(0);
-        self.store.take_in(&Work { endpoints: Vec::new(), at, is_more: true, is_grown: true });
+        self.store.take_in(&Work { is_more: true, is_grown: true, ..Work::default() });
     }
 
     async fn stay(&mut self, mut stay: Stay, end: &CancellationToken) -> Result<(), Lost> {

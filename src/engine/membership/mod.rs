@@ -104,6 +104,11 @@ impl View {
         }
     }
 
+    /// How many drive lanes.
+    pub(super) const fn count(&self) -> usize {
+        self.drivers.len()
+    }
+
     fn ids(&self) -> Vec<Uuid> {
         self.drivers.iter().map(|driver| driver.id).collect()
     }

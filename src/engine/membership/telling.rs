@@ -36,6 +36,7 @@ struct Pending {
     at: Option<Timestamp>,
     is_more: bool,
     is_grown: bool,
+    changed: HashSet<EndpointId>,
 }
 
 /// Something that happened here.
@@ -87,7 +88,12 @@ impl Telling {
             Deed::Grown => pending.is_grown = true,
             Deed::Missed => pending.is_more = true,
             // Heard from others, who told everybody.
-            Deed::Due(Hint::Heard(_) | Hint::Look) => {}
+            Deed::Due(Hint::Heard(_) | Hint::ChangedElsewhere(_) | Hint::Look) => {}
+            Deed::Due(Hint::Changed(endpoint)) if view.owns(endpoint) => {}
+            Deed::Due(Hint::Changed(_)) if pending.changed.len() >= NAMED_MAX => pending.is_more = true,
+            Deed::Due(Hint::Changed(endpoint)) => {
+                pending.changed.insert(endpoint);
+            }
             Deed::Due(Hint::Made(due)) => {
                 let soon = now.plus(SOON);
                 for Due { endpoint, at } in due.iter().filter(|due| due.at <= soon && !view.owns(due.endpoint)) {
@@ -104,8 +110,8 @@ impl Telling {
 
     /// When to tell; `None` while there is nothing.
     pub(super) fn tell_at(&self) -> Option<Instant> {
-        let Pending { endpoints, is_more, is_grown, .. } = &self.pending;
-        let is_any = !endpoints.is_empty() || *is_more || *is_grown;
+        let Pending { endpoints, is_more, is_grown, changed, .. } = &self.pending;
+        let is_any = !endpoints.is_empty() || !changed.is_empty() || *is_more || *is_grown;
         is_any.then_some(self.next_at)
     }
 
@@ -113,9 +119,10 @@ impl Telling {
     pub(super) fn take(&mut self, now: Instant) -> Work {
         self.next_at = now + EVERY_MIN;
         self.growth.iter_mut().for_each(watch::Receiver::mark_unchanged);
-        let Pending { endpoints, at, is_more, is_grown } = std::mem::take(&mut self.pending);
+        let Pending { endpoints, at, is_more, is_grown, changed } = std::mem::take(&mut self.pending);
         let at = at.unwrap_or(Timestamp::from_micros(0));
-        Work { endpoints: endpoints.into_iter().collect(), at, is_more, is_grown }
+        let (endpoints, changed) = (endpoints.into_iter().collect(), changed.into_iter().collect());
+        Work { endpoints, at, is_more, is_grown, changed }
     }
 }
 
@@ -174,7 +181,24 @@ mod tests {
         let mut telling = Telling::new(Instant::now());
         let me = Uuid::from_u128(7);
         telling.gather(made(3, at(5)), &View::of(me, vec![Driver::new(me, "me")]), at(9));
+        telling.gather(changed(3), &View::of(me, vec![Driver::new(me, "me")]), at(9));
         assert_eq!(telling.tell_at(), None);
+    }
+
+    fn changed(n: u128) -> Deed {
+        Deed::Due(Hint::Changed(EndpointId::from_uuid(Uuid::from_u128(n))))
+    }
+
+    #[test]
+    fn each_changed_endpoint_is_named_once() {
+        let now = Instant::now();
+        let mut telling = Telling::new(now);
+        [3, 4, 3].into_iter().for_each(|n| telling.gather(changed(n), &View::default(), at(9)));
+        assert_eq!(telling.tell_at(), Some(now));
+        let work = telling.take(now);
+        assert_eq!((work.changed.len(), work.endpoints.len(), work.is_more), (2, 0, false));
+        (0..=NAMED_MAX as u128).for_each(|n| telling.gather(changed(n), &View::default(), at(9)));
+        assert!(telling.take(now).is_more);
     }
 
     #[test]

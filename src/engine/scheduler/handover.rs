@@ -48,6 +48,11 @@ impl Passing {
         self.views
     }
 
+    /// Since when the lanes have been here that are.
+    pub(super) const fn changed_at(&self) -> Option<Instant> {
+        self.changed_at
+    }
+
     /// Whether a lane that is new here may have been another's a moment ago.
     pub(super) fn is_recent(&self, now: Instant) -> bool {
         self.changed_at.is_some_and(|at| now.saturating_duration_since(at) < RECENT)
@@ -88,12 +93,14 @@ impl Scheduler {
         for (endpoint, lane) in &mut self.lanes {
             match (before.owns(*endpoint), self.view.owns(*endpoint)) {
                 (true, false) => given_up.extend(lane.leave(now)),
-                (false, true) => lane.take_over(),
+                (false, true) => lane.take_over(now),
                 _ => {}
             }
         }
         self.hand_back(given_up);
+        self.quotas.share_among(self.view.count(), now);
         self.alarms.retain(|(_, endpoint)| self.view.owns(*endpoint));
+        self.openings.retain(|(_, endpoint)| self.view.owns(*endpoint));
         let passing = &mut self.passing;
         passing.elsewhere.retain(|_, (endpoint, _)| before.owns(*endpoint) && self.view.owns(*endpoint));
         passing.changed_at = Some(now);

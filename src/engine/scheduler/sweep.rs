@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 use crate::engine::Shared;
-use crate::store::Due;
+use crate::store::Swept;
 
 /// The sweep runs at least this often, so that work is found within 5 s when every hint is lost, and at most that
 /// often; in between, so that it takes a twentieth of the time.
@@ -28,7 +28,7 @@ pub(super) async fn sweep(
     least: Duration,
     more: Duration,
     hurry: Arc<Notify>,
-) -> (Vec<Due>, Duration) {
+) -> (Vec<Swept>, Duration) {
     tokio::time::sleep(least).await;
     let _ = tokio::time::timeout(more, hurry.notified()).await;
     let began = Instant::now();

@@ -8,14 +8,16 @@ use sqlx::postgres::PgRow;
 use sqlx::types::Json;
 
 use super::LaneEndpoint;
+use crate::domain::circuit::{CircuitPolicy, DisablePolicy};
 use crate::domain::endpoint::{
-    Endpoint, EndpointSpec, EndpointState, Health, PayloadFormat, SecretInfo, SignatureScheme,
+    CircuitState, Endpoint, EndpointSpec, EndpointState, Health, PayloadFormat, SecretInfo, SignatureScheme,
 };
 use crate::domain::fields::Tenant;
 use crate::domain::filter::Filter;
 use crate::domain::headers::OwnHeaders;
 use crate::domain::id::EndpointId;
 use crate::domain::pattern::EventPattern;
+use crate::domain::rate::RateLimit;
 use crate::domain::retry::RetryPolicy;
 use crate::domain::url::EndpointUrl;
 use crate::store::error::{Error, Result};
@@ -42,6 +44,13 @@ pub(in crate::store) fn bind_spec<'q, T>(query: Query<'q, T>, spec: &EndpointSpe
         .bind(Json(spec.headers.entries().clone()))
         .bind(Json(spec.event_retry_policies.clone()))
         .bind(spec.filter.as_ref().map(|filter| filter.as_str().to_owned()))
+        .bind(spec.rate_limit.map(|limit| limit.per_second))
+        .bind(i64::from(spec.rate_limit.map_or(0, |limit| limit.burst)))
+        .bind(i64::from(spec.circuit_breaker.failure_threshold))
+        .bind(millis(spec.circuit_breaker.open_duration))
+        .bind(millis(spec.circuit_breaker.max_open_duration))
+        .bind(i64::from(spec.disable_policy.consecutive_failures))
+        .bind(millis(spec.disable_policy.failing_for))
 }
 
 pub(in crate::store) fn read_endpoint(row: &PgRow) -> Result<Endpoint> {
@@ -66,6 +75,12 @@ pub(in crate::store) fn read_endpoint(row: &PgRow) -> Result<Endpoint> {
         spec: read_spec(row)?,
         is_inline: row.try_get::<Option<&[u8]>, _>("inline_digest")?.is_some(),
         state: stored("endpoint state", row.try_get("state")?, EndpointState::from_number)?,
+        disabled_reason: row.try_get("disabled_reason")?,
+        circuit: match row.try_get("circuit_probed")? {
+            None => CircuitState::Closed,
+            Some(false) => CircuitState::Open,
+            Some(true) => CircuitState::HalfOpen,
+        },
         version: row.try_get("version")?,
         create_time: row.try_get::<PgTime, _>("create_time")?.0,
         update_time: row.try_get::<PgTime, _>("update_time")?.0,
@@ -94,6 +109,9 @@ pub(in crate::store) fn read_spec(row: &PgRow) -> Result<EndpointSpec> {
         event_retry_policies: row.try_get::<Json<_>, _>("event_retry_policies")?.0,
         timeout: Duration::from_millis(u64::from(count(row.try_get("timeout_ms")?))),
         max_in_flight: count(row.try_get("max_in_flight")?),
+        rate_limit: read_rate_limit(row)?,
+        circuit_breaker: read_circuit_policy(row)?,
+        disable_policy: read_disable_policy(row)?,
         labels: row.try_get::<Json<BTreeMap<String, String>>, _>("labels")?.0,
         external_id: row.try_get("external_id")?,
         headers: read_headers(row)?,
@@ -112,7 +130,45 @@ pub(in crate::store) fn read_lane_endpoint(row: &PgRow) -> Result<LaneEndpoint> 
         event_retry_policies: row.try_get::<Json<_>, _>("event_retry_policies")?.0,
         timeout: Duration::from_millis(u64::from(count(row.try_get("timeout_ms")?))),
         max_in_flight: count(row.try_get("max_in_flight")?),
+        rate_limit: read_rate_limit(row)?,
+        circuit_breaker: read_circuit_policy(row)?,
+        disable_policy: read_disable_policy(row)?,
     })
+}
+
+pub(in crate::store) fn read_rate_limit(row: &PgRow) -> Result<Option<RateLimit>> {
+    let per_second: Option<f64> = row.try_get("rate_per_second")?;
+    let burst = read_count(row, "rate_burst")?;
+    Ok(per_second.map(|per_second| RateLimit { per_second, burst }))
+}
+
+fn read_circuit_policy(row: &PgRow) -> Result<CircuitPolicy> {
+    Ok(CircuitPolicy {
+        failure_threshold: read_count(row, "circuit_threshold")?,
+        open_duration: read_millis(row, "circuit_open_ms")?,
+        max_open_duration: read_millis(row, "circuit_open_max_ms")?,
+    })
+}
+
+fn read_disable_policy(row: &PgRow) -> Result<DisablePolicy> {
+    Ok(DisablePolicy {
+        consecutive_failures: read_count(row, "disable_failures")?,
+        failing_for: read_millis(row, "disable_failing_ms")?,
+    })
+}
+
+/// A count that may be any `u32`.
+pub(in crate::store) fn read_count(row: &PgRow, column: &str) -> Result<u32> {
+    Ok(u32::try_from(row.try_get::<i64, _>(column)?).unwrap_or(u32::MAX))
+}
+
+fn read_millis(row: &PgRow, column: &str) -> Result<Duration> {
+    Ok(Duration::from_millis(u64::try_from(row.try_get::<i64, _>(column)?).unwrap_or_default()))
+}
+
+/// Whole milliseconds, at least one for any span: what is positive stays so.
+fn millis(span: Duration) -> i64 {
+    i64::try_from(span.as_nanos().div_ceil(1_000_000)).unwrap_or(i64::MAX)
 }
 
 fn read_headers(row: &PgRow) -> Result<OwnHeaders> {

@@ -15,8 +15,8 @@ use crate::domain::endpoint::HEALTH_ALPHA;
 use crate::domain::id::{DeliveryId, EndpointId};
 use crate::domain::time::Timestamp;
 use crate::store::error::Result;
-use crate::store::types::{PgTime, headers_to_text, micros};
-use crate::store::{Due, Store};
+use crate::store::types::{PgTime, count, headers_to_text, micros};
+use crate::store::{Due, Failing, Store};
 
 /// What becomes of a claimed delivery.
 #[derive(Debug, Clone)]
@@ -73,6 +73,8 @@ pub struct Settled {
     due: Vec<Due>,
     /// Whose deliveries are outstanding no more; told to the backlog's count.
     ended: Vec<EndpointId>,
+    /// Endpoints whose last attempt in this batch failed.
+    pub failing: Vec<Failing>,
 }
 
 /// Completions of one statement at most: beyond it, finding a row's place in the arrays begins to weigh.
@@ -84,7 +86,7 @@ const BATCH_MAX: usize = 128;
 /// Locks the deliveries in id order (an index scan visits an array's values in order) by `outstanding_pkey`, then the
 /// endpoints' health in id order; the `any` keeps that join from scanning every endpoint's. `$1` are all ids, `$2` those
 /// that settle, `$3` those that are retried. Answers how many claims were current, beside each that is due again, or
-/// beside every one where some were not.
+/// beside every one where some were not; and the endpoints that are failing, with their failures in a row.
 pub(in crate::store) const COMPLETE: &str = "
 with settled as (
   delete from outstanding o
@@ -138,16 +140,28 @@ with settled as (
 ), healed as (
   update endpoint_health h
   set score = least(h.score * f.kept + f.added, 1),
+      failing_since = case
+        when f.failures = 0 then null
+        when f.had_success or h.consecutive_failures = 0 or h.failing_since <= h.last_success_time then now()
+        else coalesce(h.failing_since, now())
+      end,
       consecutive_failures = case when f.had_success then f.failures else h.consecutive_failures + f.failures end,
       last_success_time = case when f.had_success then now() else h.last_success_time end,
       last_failure_time = case when f.had_failure then now() else h.last_failure_time end
   from unnest($19::uuid[], $20::float8[], $21::float8[], $22::int[], $23::boolean[], $24::boolean[])
     as f (endpoint_id, kept, added, failures, had_success, had_failure)
   where h.endpoint_id = f.endpoint_id and h.endpoint_id = any($19::uuid[])
+  returning h.endpoint_id, h.consecutive_failures, h.failing_since
 )
-select t.count, e.id, e.due_at
+select t.count, e.id, e.due_at, null::int
 from (select count(*) from ended) t
-left join ended e on e.due_at is not null or t.count < cardinality($1::uuid[])";
+left join ended e on e.due_at is not null or t.count < cardinality($1::uuid[])
+union all
+select null, h.endpoint_id, h.failing_since, h.consecutive_failures from healed h where h.consecutive_failures > 0";
+
+/// A row of that answer: how many claims were current, a delivery and when it is due again; or an endpoint, since when it
+/// has been failing, and how often in a row.
+type Answer = (Option<i64>, Option<Uuid>, Option<PgTime>, Option<i32>);
 
 /// Why a delivery is canceled whose request was under way.
 pub const CANCELED_REASON: &str = "canceled by CancelDelivery";
@@ -176,7 +190,7 @@ impl Store {
     async fn complete_batch(&self, batch: &[Completion], settled: &mut Settled) -> Result<()> {
         let columns = Columns::of(batch);
         let health = HealthColumns::of(&columns.health);
-        let rows: Vec<(i64, Option<Uuid>, Option<PgTime>)> = sqlx::query_as(COMPLETE)
+        let mut rows: Vec<Answer> = sqlx::query_as(COMPLETE)
             .bind(columns.ids)
             .bind(columns.settling)
             .bind(columns.retried)
@@ -204,9 +218,17 @@ impl Store {
             .bind(CANCELED_REASON)
             .fetch_all(&self.engine)
             .await?;
-        let all_won = rows.first().is_some_and(|(count, ..)| usize::try_from(*count) == Ok(batch.len()));
+        for (_, endpoint, since, failures) in rows.extract_if(.., |(.., failures)| failures.is_some()) {
+            settled.failing.extend(endpoint.zip(since).map(|(endpoint, since)| Failing {
+                endpoint: EndpointId::from_uuid(endpoint),
+                consecutive_failures: count(failures.unwrap_or_default()),
+                since: since.0,
+            }));
+        }
+        let won = rows.first().and_then(|(count, ..)| *count);
+        let all_won = won.is_some_and(|count| usize::try_from(count) == Ok(batch.len()));
         let due: HashMap<DeliveryId, Option<PgTime>> =
-            rows.into_iter().filter_map(|(_, id, due)| Some((DeliveryId::from_uuid(id?), due))).collect();
+            rows.into_iter().filter_map(|(_, id, due, _)| Some((DeliveryId::from_uuid(id?), due))).collect();
         for one in batch {
             let due = due.get(&one.id);
             if !all_won && due.is_none() {

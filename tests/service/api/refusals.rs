@@ -34,6 +34,9 @@ async fn every_bad_field_of_an_endpoint_is_named_at_once() {
         }),
         timeout: Some(seconds(301)),
         max_in_flight: 1_025,
+        rate_limit: Some(RateLimit { per_second: f64::NAN, burst: 1 }),
+        circuit_breaker: Some(CircuitBreaker { open_duration: Some(seconds(0)), ..CircuitBreaker::default() }),
+        disable_policy: Some(DisablePolicy { failing_for: Some(seconds(-1)), ..DisablePolicy::default() }),
         labels: [(String::new(), "x".to_owned())].into(),
         external_id: "with space".to_owned(),
         ..Endpoint::default()
@@ -42,12 +45,15 @@ async fn every_bad_field_of_an_endpoint_is_named_at_once() {
     let refusal = service.client.clone().register_endpoint(request).await.expect_err("bad");
     assert_eq!(reason(&refusal), told(Code::InvalidArgument, "INVALID_FIELD"));
     let expected = [
+        "circuit_breaker.open_duration",
         "description",
+        "disable_policy.failing_for",
         "event_types[1]",
         "external_id",
         "labels",
         "max_in_flight",
         "payload_format",
+        "rate_limit.per_second",
         "retry_policy.exponential.initial_delay",
         "retry_policy.exponential.max_delay",
         "retry_policy.exponential.multiplier",
