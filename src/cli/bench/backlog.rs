@@ -19,14 +19,15 @@ const RATE: f64 = 200.0;
 /// The silent lane fills, the sweep has seen the backlog, caches are warm.
 const SETTLE_IN: Duration = Duration::from_secs(5);
 
-/// Rows as publishes of the last minute would have left them, an event each; `$1` is their number, `$2` whose they are.
+/// Rows as publishes of the last minute would have left them, an event each; `$1` is their number, `$2` the endpoints
+/// they are of, in turn.
 const FILL: &str = "
 with drawn as materialized (
   select lpad(to_hex(floor(extract(epoch from now()) * 1000)::bigint - 60000 + n % 60000), 12, '0') as millis,
-         md5(n::text) as digits
+         md5(n::text) as digits, ($2::uuid[])[1 + n % cardinality($2::uuid[])] as endpoint_id
   from generate_series(1, $1) as n
 ), ids as materialized (
-  select (millis || '7' || substr(digits, 1, 3) || '8' || substr(digits, 4, 15))::uuid as event_id,
+  select endpoint_id, (millis || '7' || substr(digits, 1, 3) || '8' || substr(digits, 4, 15))::uuid as event_id,
          (millis || '7' || substr(digits, 5, 3) || '9' || substr(digits, 8, 15))::uuid as id
   from drawn
 ), new_events as (
@@ -36,11 +37,11 @@ with drawn as materialized (
   from ids
 ), queued as (
   insert into hooklane.outstanding (id, endpoint_id, event_id, due_at, state, priority, payload_format, tenant, event_type)
-  select id, $2, event_id, hooklane.uuid_time(id), 1, 2, 1, 'default', 'bench.event' from ids
+  select id, endpoint_id, event_id, hooklane.uuid_time(id), 1, 2, 1, 'default', 'bench.event' from ids
 )
 insert into hooklane.timeline (time, delivery_id, endpoint_id, event_id, kind, state, priority, attempt_count,
                                next_attempt_at, tenant, event_type)
-select hooklane.uuid_time(id), id, $2, event_id, 1, 1, 2, 0, hooklane.uuid_time(id), 'default', 'bench.event'
+select hooklane.uuid_time(id), id, endpoint_id, event_id, 1, 1, 2, 0, hooklane.uuid_time(id), 'default', 'bench.event'
 from ids";
 
 /// What it measured.
@@ -68,7 +69,9 @@ pub(super) async fn run(cluster: &Cluster, args: &Args) -> Result<BacklogReport,
 
     progress(&format!("backlog: writing {} waiting deliveries", args.backlog_rows));
     stage.service.kill().await?;
-    fill(&stage, args.backlog_rows, &silent).await?;
+    let id = silent.first().and_then(|target| target.id.parse::<EndpointId>().ok());
+    let id = id.ok_or_else(|| Failure::internal("the silent endpoint has no id"))?;
+    fill(&stage, args.backlog_rows, &[id.uuid()]).await?;
     stage.renew_service().await?;
     tokio::time::sleep(SETTLE_IN).await;
     let with = measure::fixed_rate(&mut stage, args, &audience, RATE).await?;
@@ -88,11 +91,10 @@ pub(super) async fn run(cluster: &Cluster, args: &Args) -> Result<BacklogReport,
     Ok(report)
 }
 
-async fn fill(stage: &Stage<'_>, rows: i64, silent: &[Target]) -> Result<(), Failure> {
-    let id = silent.first().and_then(|target| target.id.parse::<EndpointId>().ok());
-    let endpoint: Uuid = id.ok_or_else(|| Failure::internal("the silent endpoint has no id"))?.uuid();
+/// Writes rows that wait for these endpoints.
+pub(super) async fn fill(stage: &Stage<'_>, rows: i64, endpoints: &[Uuid]) -> Result<(), Failure> {
     let mut connection = stage.cluster.connect(&stage.database).await?;
-    sqlx::query(FILL).bind(rows).bind(endpoint).execute(&mut connection).await.map_err(sql_failed)?;
+    sqlx::query(FILL).bind(rows).bind(endpoints).execute(&mut connection).await.map_err(sql_failed)?;
     // As autovacuum would have left it, which must not run beside one of the measurements only.
     execute(&mut connection, "vacuum analyze hooklane.outstanding").await?;
     execute(&mut connection, "vacuum analyze hooklane.events").await?;

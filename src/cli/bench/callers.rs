@@ -70,17 +70,17 @@ pub(super) fn connect(service: SocketAddr, channels: usize) -> Result<Vec<Client
     Ok((0..channels.max(1)).map(|_| Client::new(server.clone().timeout(CALL_TIMEOUT).connect_lazy())).collect())
 }
 
-/// Registers an endpoint for each URL, in their order; answers their ids.
-pub(super) async fn register(client: &Client, urls: Vec<String>) -> Result<Vec<String>, Failure> {
-    let mut ids = vec![String::new(); urls.len()];
-    let mut rest = urls.into_iter().enumerate();
+/// Registers endpoints for the events published here; answers their ids in the same order.
+pub(super) async fn register(client: &Client, endpoints: Vec<Endpoint>) -> Result<Vec<String>, Failure> {
+    let mut ids = vec![String::new(); endpoints.len()];
+    let mut rest = endpoints.into_iter().enumerate();
     let mut running = JoinSet::new();
     loop {
         while running.len() < REGISTERING
-            && let Some((place, url)) = rest.next()
+            && let Some((place, endpoint)) = rest.next()
         {
             let mut client = client.clone();
-            let endpoint = Endpoint { url, event_types: vec![EVENT_TYPE.to_owned()], ..Endpoint::default() };
+            let endpoint = Endpoint { event_types: vec![EVENT_TYPE.to_owned()], ..endpoint };
             let request = RegisterEndpointRequest { endpoint: Some(endpoint), ..RegisterEndpointRequest::default() };
             running.spawn(async move { client.register_endpoint(request).await.map(|answer| (place, answer)) });
         }

@@ -54,6 +54,14 @@ pub(super) fn of(run: &RunReport) -> Vec<Check> {
             Outcome::History(history) => {
                 checks.push(at_least(format!("{name}: delivered/s over without"), history.ratio, 0.9));
             }
+            Outcome::Refusing(refusing) => {
+                let share = refusing.cpu - refusing.cpu_at_rest;
+                checks.push(at_most(format!("{name}: share of a processor, beyond rest"), share, 0.02));
+            }
+            Outcome::Limited(limited) => {
+                let off = (limited.delivered_per_s / limited.expected_per_s - 1.0).abs();
+                checks.push(at_most(format!("{name}: delivered/s off the limits by"), off, 0.02));
+            }
             Outcome::Kill(kill) => {
                 checks.push(at_most(format!("{name}: broken promises"), kill.failures().len() as f64, 0.0));
             }

@@ -17,6 +17,7 @@ use super::cluster::{Cluster, sql_failed, wait_for_none};
 use super::http::Receivers;
 use super::progress;
 use super::stage::Service;
+use crate::api::proto::Endpoint;
 use crate::cli::Failure;
 use crate::cli::postgres::RestartMode;
 
@@ -92,7 +93,8 @@ pub(super) async fn run(cluster: &mut Cluster, args: &Args) -> Result<KillReport
     let receivers = Receivers::start(true).await?;
     let mut service = Service::start(&database_url, None).await?;
     let clients = callers::connect(service.grpc(), args.channels)?;
-    callers::register(&clients[0], (0..ENDPOINTS).map(|place| receivers.live_url(place)).collect()).await?;
+    let endpoint = |place| Endpoint { url: receivers.live_url(place), ..Endpoint::default() };
+    callers::register(&clients[0], (0..ENDPOINTS).map(endpoint).collect()).await?;
     let callers = Callers::new(clients, args.payload_bytes, Audience::Everyone, true);
     let stop = CancellationToken::new();
     // Each event goes to every endpoint: 20,000 events are 80,000 deliveries.

@@ -7,6 +7,7 @@ mod backlog;
 mod callers;
 mod checks;
 mod cluster;
+mod gates;
 mod history;
 mod http;
 mod kill;
@@ -46,6 +47,8 @@ Scenarios:
   thousand             1,000 endpoints, an event each in turn
   thousand-100-silent  the same, and 100 of them never answer; the figures are those of the others
   backlog              a live endpoint at 200/s, without and with 1,000,000 deliveries waiting for a silent one
+  refusing             100,000 deliveries waiting for an endpoint that refuses every connection
+  thousand-limited     1,000 endpoints at one request a second, 100,000 deliveries waiting for them
   kill                 SIGKILL to the service 10 times and to PostgreSQL's work 3 times under load; counts, no times
   history              `one` with 10,000,000 settled rows and with none (minutes and gigabytes: only when named)
 
@@ -122,13 +125,23 @@ enum Scenario {
     #[value(name = "thousand-100-silent")]
     Thousand100Silent,
     Backlog,
+    Refusing,
+    ThousandLimited,
     Kill,
     History,
 }
 
 impl Scenario {
-    const DEFAULT: [Self; 6] =
-        [Self::One, Self::Fanout10, Self::Thousand, Self::Thousand100Silent, Self::Backlog, Self::Kill];
+    const DEFAULT: [Self; 8] = [
+        Self::One,
+        Self::Fanout10,
+        Self::Thousand,
+        Self::Thousand100Silent,
+        Self::Backlog,
+        Self::Refusing,
+        Self::ThousandLimited,
+        Self::Kill,
+    ];
 
     const fn name(self) -> &'static str {
         match self {
@@ -137,6 +150,8 @@ impl Scenario {
             Self::Thousand => "thousand",
             Self::Thousand100Silent => "thousand-100-silent",
             Self::Backlog => "backlog",
+            Self::Refusing => "refusing",
+            Self::ThousandLimited => "thousand-limited",
             Self::Kill => "kill",
             Self::History => "history",
         }
@@ -149,7 +164,7 @@ impl Scenario {
             Self::Fanout10 => Some(Shape { endpoints: 10, silent: 0, in_turn: false }),
             Self::Thousand => Some(Shape { endpoints: 1_000, silent: 0, in_turn: true }),
             Self::Thousand100Silent => Some(Shape { endpoints: 1_000, silent: 100, in_turn: true }),
-            Self::Backlog | Self::Kill | Self::History => None,
+            Self::Backlog | Self::Refusing | Self::ThousandLimited | Self::Kill | Self::History => None,
         }
     }
 }
@@ -236,6 +251,8 @@ async fn measure(
 ) -> Result<Outcome, Failure> {
     Ok(match (scenario, scenario.shape()) {
         (Scenario::Backlog, _) => Outcome::Backlog(Box::new(backlog::run(cluster, args).await?)),
+        (Scenario::Refusing, _) => Outcome::Refusing(gates::refusing(cluster, args).await?),
+        (Scenario::ThousandLimited, _) => Outcome::Limited(gates::limited(cluster, args).await?),
         (Scenario::History, _) => Outcome::History(Box::new(history::run(cluster, args).await?)),
         (_, Some(shape)) => {
             let hyper_per_s = bare.map_or(f64::NAN, |bare| bare.hyper_per_s);

@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::backlog::BacklogReport;
 use super::checks::Check;
 use super::cluster::Statement;
+use super::gates::{LimitedReport, RefusingReport};
 use super::history::HistoryReport;
 use super::kill::KillReport;
 use super::limits::Limits;
@@ -44,6 +45,8 @@ pub(super) enum Outcome {
     Load(Box<LoadReport>),
     Backlog(Box<BacklogReport>),
     History(Box<HistoryReport>),
+    Refusing(RefusingReport),
+    Limited(LimitedReport),
     Kill(KillReport),
 }
 
@@ -78,6 +81,8 @@ impl RunReport {
                 Outcome::Load(_) => {}
                 Outcome::Backlog(backlog) => write_backlog(out, backlog)?,
                 Outcome::History(history) => write_history(out, history)?,
+                Outcome::Refusing(refusing) => write_refusing(out, refusing)?,
+                Outcome::Limited(limited) => write_limited(out, limited)?,
                 Outcome::Kill(kill) => write_kill(out, kill)?,
             }
         }
@@ -189,6 +194,31 @@ fn write_history(out: &mut String, history: &HistoryReport) -> std::fmt::Result 
     )
 }
 
+fn write_refusing(out: &mut String, refusing: &RefusingReport) -> std::fmt::Result {
+    let percent = |share: f64| 100.0 * share;
+    writeln!(out, "\nrefusing: {} deliveries waiting for an endpoint that refuses every connection", refusing.rows)?;
+    writeln!(
+        out,
+        "  service and PostgreSQL took {:.1} % of a processor, {:.1} % at rest; {} attempts were made",
+        percent(refusing.cpu),
+        percent(refusing.cpu_at_rest),
+        refusing.attempts
+    )
+}
+
+fn write_limited(out: &mut String, limited: &LimitedReport) -> std::fmt::Result {
+    writeln!(out, "\nthousand-limited: {} rate-limited endpoints, {} waiting", limited.endpoints, limited.rows)?;
+    writeln!(
+        out,
+        "  {:.1} delivered/s where the limits admit {:.0}; {:.1} % of a processor, {:.3} ms a delivery; peak RSS {:.1} MB",
+        limited.delivered_per_s,
+        limited.expected_per_s,
+        100.0 * limited.cpu,
+        limited.cpu_ms_per_delivery.of_hooklane(),
+        limited.peak_rss_mb
+    )
+}
+
 fn write_kill(out: &mut String, kill: &KillReport) -> std::fmt::Result {
     let failures = kill.failures();
     let verdict = if failures.is_empty() { "PASS" } else { "FAIL" };
@@ -221,7 +251,7 @@ fn write_statements(out: &mut String, scenario: &ScenarioReport) -> std::fmt::Re
         }
         Outcome::Backlog(it) => vec![("without", &it.without.statements), ("with", &it.with.statements)],
         Outcome::History(it) => vec![("without", &it.without.statements), ("with", &it.with.statements)],
-        Outcome::Kill(_) => Vec::new(),
+        Outcome::Refusing(_) | Outcome::Limited(_) | Outcome::Kill(_) => Vec::new(),
     };
     for (title, statements) in groups {
         writeln!(

@@ -8,6 +8,7 @@ use super::cluster::Cluster;
 use super::http::Receivers;
 use super::process::Process;
 use super::usage::{self, Cpu};
+use crate::api::proto::Endpoint;
 use crate::cli::Failure;
 
 /// A running `hooklane serve`.
@@ -80,7 +81,8 @@ impl<'c> Stage<'c> {
         let url =
             |place| if is_live(place) { self.receivers.live_url(place) } else { self.receivers.silent_url(place) };
         let clients = callers::connect(self.service.grpc(), args.channels)?;
-        let ids = callers::register(&clients[0], (0..endpoints).map(url).collect()).await?;
+        let endpoint = |place| Endpoint { url: url(place), ..Endpoint::default() };
+        let ids = callers::register(&clients[0], (0..endpoints).map(endpoint).collect()).await?;
         Ok(ids.into_iter().enumerate().map(|(place, id)| Target { id, is_live: is_live(place) }).collect())
     }
 
