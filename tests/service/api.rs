@@ -118,9 +118,16 @@ async fn receiver(behaviour: Behaviour) -> Receiver {
     Receiver::start(ReceiverOptions { secrets, behaviour, ..ReceiverOptions::default() }).await.expect("a receiver")
 }
 
-/// An endpoint at `url`, retried soon and often.
+/// An endpoint at `url`, retried soon and often, however often it fails.
 fn endpoint(url: &str) -> Endpoint {
-    Endpoint { url: url.to_owned(), timeout: Some(seconds(5)), retry_policy: Some(retries(100)), ..Endpoint::default() }
+    let never_opens = proto::CircuitBreaker { failure_threshold: Some(0), ..proto::CircuitBreaker::default() };
+    Endpoint {
+        url: url.to_owned(),
+        timeout: Some(seconds(5)),
+        retry_policy: Some(retries(100)),
+        circuit_breaker: Some(never_opens),
+        ..Endpoint::default()
+    }
 }
 
 fn retries(max_retries: u32) -> RetryPolicy {

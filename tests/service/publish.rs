@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use hooklane::domain::circuit::CircuitPolicy;
 use hooklane::domain::endpoint::{EndpointSpec, PayloadFormat, SignatureScheme};
 use hooklane::domain::event::NewEvent;
 use hooklane::domain::fields::{ContentType, Tenant};
@@ -29,7 +30,7 @@ pub(crate) fn spec(event_types: &[&str]) -> EndpointSpec {
         timeout: Duration::from_secs(1),
         max_in_flight: 64,
         rate_limit: None,
-        circuit_breaker: Default::default(),
+        circuit_breaker: CircuitPolicy { failure_threshold: 0, ..CircuitPolicy::default() },
         disable_policy: Default::default(),
         labels: Default::default(),
         external_id: None,
