@@ -59,6 +59,7 @@ impl App {
         raise_file_limit();
         let store = Store::open(&config.store).await?;
         let egress = Egress::new(config.egress)?;
+        let publisher = Publisher::start(&store);
         let (draining, ended) = (CancellationToken::new(), CancellationToken::new());
 
         let ops_listener = bind("ops.addr", config.ops.addr).await?;
@@ -70,7 +71,7 @@ impl App {
             grpc_addr = Some(local_addr(&listener, config.api.grpc_addr));
             let services = api::Services {
                 store: Arc::clone(&store),
-                publisher: Publisher::start(&store),
+                publisher: publisher.clone(),
                 live: Live::start(Arc::clone(&store), draining.clone()),
                 egress: egress.clone(),
             };
@@ -91,7 +92,7 @@ impl App {
         let ops = ops::serve(ops_listener, Arc::clone(&store), draining.clone(), ended.clone());
         let background = vec![
             member,
-            tokio::spawn(maintenance::run(Arc::clone(&store), ended.clone())),
+            tokio::spawn(maintenance::run(Arc::clone(&store), publisher, config.alerts, ended.clone())),
             tokio::spawn(async move {
                 if let Err(error) = ops.await {
                     tracing::error!(%error, "the operations port ended");

@@ -2,6 +2,7 @@
 //!
 //! Every problem is reported, not the first alone, and nothing is bound or opened before all are solved.
 
+mod alerts;
 mod retry;
 mod source;
 
@@ -14,6 +15,7 @@ use ipnet::IpNet;
 pub use self::source::{Flags, SettingProblems};
 use self::source::{Reader, Source};
 use crate::domain::address::EgressRules;
+use crate::domain::alert::AlertRules;
 use crate::domain::cloudevents::SourceTemplate;
 use crate::domain::rate::RateLimit;
 use crate::domain::retry::RetryDefaults;
@@ -46,12 +48,22 @@ pub struct Config {
     pub egress: egress::Config,
     /// Delivering.
     pub engine: engine::Config,
+    /// When somebody is told of trouble.
+    pub alerts: AlertRules,
     /// Logs.
     pub telemetry: telemetry::Config,
 }
 
 /// Every setting that there is: its key in the file, and what it is for.
 pub(crate) const SETTINGS: &[Setting] = &[
+    Setting::new("alerts.backlog_age", "an alert once a due delivery of an endpoint has waited so long", Built::Yes),
+    Setting::new("alerts.backlog_outstanding", "an alert once an endpoint has so many outstanding", Built::Yes),
+    Setting::new("alerts.dead_letters", "an alert once so many of an endpoint's fail in the window", Built::Yes),
+    Setting::new("alerts.failing", "an alert, and raised, at so many failures of an endpoint in a row", Built::Yes),
+    Setting::new("alerts.failure_rate", "an alert once such a share of attempts in the window fails", Built::Yes),
+    Setting::new("alerts.failure_rate_attempts", "fewer attempts in the window say nothing", Built::Yes),
+    Setting::new("alerts.retention", "how long closed alerts are kept", Built::Yes),
+    Setting::new("alerts.window", "how far back attempts and dead letters count", Built::Yes),
     Setting::new("auth", "none, api-key or mtls", Built::Yes),
     Setting::new("cloudevents.source", "the source of CloudEvents; {tenant} stands for the event's tenant", Built::Yes),
     Setting::new("database.connections", "connections to the database this replica opens at most", Built::Yes),
@@ -165,6 +177,7 @@ impl Config {
         let grace = reader.get("shutdown.grace", "30s", parse_span);
         let filter = reader.get("log", telemetry::DEFAULT_FILTER, telemetry::parse_filter);
         let format = reader.get("log.format", "text", telemetry::parse_format);
+        let alerts = alerts::read(reader);
         auth?;
         let rules = EgressRules { allow_http: allow_http?, allow_cidrs: allow_cidrs? };
         Some(Self {
@@ -194,6 +207,7 @@ impl Config {
                 grace: grace?,
                 retries: RetryDefaults { by_event: event_policies?, policy: retry_policy? },
             },
+            alerts: alerts?,
             telemetry: telemetry::Config { filter: filter?, format: format? },
         })
     }

@@ -4,6 +4,7 @@
 //! A value that exists has passed its rules; parsing answers with a [`Problem`] in words for the caller.
 
 pub mod address;
+pub mod alert;
 pub mod attempt;
 pub mod body;
 pub mod circuit;

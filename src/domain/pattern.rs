@@ -35,6 +35,11 @@ impl EventType {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Whether it is one of ours, about deliveries themselves.
+    pub fn is_operational(&self) -> bool {
+        self.0.starts_with(RESERVED_PREFIX)
+    }
 }
 
 impl fmt::Display for EventType {

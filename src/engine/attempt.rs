@@ -86,6 +86,7 @@ pub(super) async fn run(shared: Arc<Shared>, ready: Ready, ended: mpsc::Unbounde
             trigger: claimed.trigger,
             url: Arc::clone(&endpoint.shown_url),
             result,
+            is_operational: event.event_type.is_operational(),
         }),
         settlement,
     };

@@ -92,6 +92,19 @@ impl Backlog {
         count + planned >= bound(self.limits.outstanding_per_endpoint_max)
     }
 
+    /// How many deliveries of an endpoint are outstanding.
+    pub(super) fn of(&self, endpoint: EndpointId) -> u64 {
+        let count = self.lock().endpoints.get(&endpoint).copied().unwrap_or_default();
+        u64::try_from(count).unwrap_or_default()
+    }
+
+    /// Every endpoint with outstanding deliveries, and how many.
+    pub(super) fn all(&self) -> Vec<(EndpointId, u64)> {
+        let counts = self.lock();
+        let known = counts.endpoints.iter();
+        known.filter_map(|(id, count)| Some((*id, u64::try_from(*count).ok().filter(|count| *count > 0)?))).collect()
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Counts> {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }

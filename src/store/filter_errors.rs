@@ -54,7 +54,11 @@ impl Store {
         }
         let (ids, numbers): (Vec<Uuid>, Vec<i64>) = counts.iter().map(|(id, count)| (id.uuid(), *count)).unzip();
         match sqlx::query(RECORD).bind(ids).bind(numbers).execute(&self.engine).await {
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                let noted = counts.into_iter();
+                self.tallies.note_filter_errors(noted.map(|(id, count)| (id, count.unsigned_abs())));
+                Ok(())
+            }
             Err(error) => {
                 self.filter_errors.give_back(counts);
                 Err(error.into())

@@ -3,13 +3,16 @@
 //! The verbs: publish, claim, complete, release, renew, retry, cancel, dismiss, replay; the readers stand in `history`,
 //! `dead_letters`, `stats` and `endpoints`.
 
+mod alerts;
 mod backlog;
 mod clock;
+mod conditions;
 mod connections;
 mod dead_letters;
 mod directory;
 mod endpoints;
 mod error;
+mod failures;
 mod filter_errors;
 mod gates;
 mod hints;
@@ -30,6 +33,8 @@ mod recent;
 mod replicas;
 mod secrets;
 mod tail;
+mod tallies;
+mod turns;
 mod types;
 
 use std::sync::{Arc, PoisonError, RwLock};
@@ -38,11 +43,14 @@ use std::time::Duration;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::types::Uuid;
 
+pub use self::alerts::{AlertFilter, UntoldAlert};
 pub use self::backlog::Limits;
 pub use self::clock::DbClock;
+pub use self::conditions::OpenAlert;
 pub use self::dead_letters::{DeadLetter, DeadLetterFilter, DeadLetterPlace, Dismissal};
 pub use self::endpoints::{DeleteOutcome, EndpointFilter, LaneEndpoint, NewEndpoint, RegisterError, UpdateError};
 pub use self::error::{Error, Result};
+pub use self::failures::FailurePage;
 pub use self::gates::{Failing, Gates, HeldUp};
 pub use self::hints::Hint;
 pub use self::history::{DeliveryRecord, DeliveryRow};
@@ -58,6 +66,7 @@ pub use self::queue::{
 pub use self::replicas::{DEAD_AFTER, Replica, Roll, Session};
 pub use self::secrets::{RotateError, Rotation};
 pub use self::tail::{Cursor, TimelineEvent, TransitionKind};
+pub use self::tallies::Faltering;
 
 use self::backlog::Backlog;
 use self::connections::Connections;
@@ -66,6 +75,7 @@ use self::filter_errors::FilterErrors;
 use self::hints::Hints;
 use self::publish::Judges;
 use self::recent::Recent;
+use self::tallies::Tallies;
 use crate::domain::id::EndpointId;
 
 /// What a replica does: either, or both.
@@ -92,6 +102,7 @@ pub struct Store {
     retention: Retention,
     recent: Recent,
     filter_errors: FilterErrors,
+    tallies: Tallies,
     judges: Judges,
     /// Names this process in attempts.
     replica: String,
@@ -120,6 +131,7 @@ impl Store {
             retention: config.retention,
             recent: Recent::default(),
             filter_errors: FilterErrors::default(),
+            tallies: Tallies::default(),
             judges: Judges::default(),
             replica: config.replica.clone(),
             claims_as: RwLock::default(),

@@ -305,9 +305,13 @@ async fn write_halving(store: &Store, batch: Vec<Plan>) -> Vec<Waiting> {
 /// Answers a committed batch and tells who else should know.
 fn finish(store: &Store, batch: Vec<Plan>, at: crate::domain::time::Timestamp) {
     let mut due: Vec<EndpointId> = Vec::new();
+    let mut refused: Vec<EndpointId> = Vec::new();
     let mut committed = Vec::with_capacity(batch.len());
     for plan in batch {
         due.extend(plan.queued().map(|delivery| delivery.to.id));
+        if !plan.event().event_type.is_operational() {
+            refused.extend(plan.refused().map(|delivery| delivery.to.id));
+        }
         let is_new = plan.is_new_event;
         let (waiting, published) = plan.into_answer();
         if is_new {
@@ -320,6 +324,9 @@ fn finish(store: &Store, batch: Vec<Plan>, at: crate::domain::time::Timestamp) {
     // Before the hint: who claims at once finds them.
     store.recent.keep(committed);
     store.backlog.change(due.iter().map(|endpoint| (*endpoint, 1)));
+    if !refused.is_empty() {
+        store.tallies.note_refused(refused);
+    }
     due.sort_unstable();
     due.dedup();
     store.hint(due.into_iter().map(|endpoint| super::Due { endpoint, at }).collect());

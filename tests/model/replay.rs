@@ -299,6 +299,7 @@ fn completion(model: &Protocol, claimed: &Claimed, claim: &Claim, answer: Option
         trigger: claimed.trigger,
         url: "http://127.0.0.1:9/".into(),
         result: answer.result(),
+        is_operational: false,
     });
     Completion {
         id: claimed.id,

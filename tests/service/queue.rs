@@ -65,6 +65,7 @@ fn completion(claimed: &Claimed, outcome: AttemptOutcome, settlement: Settlement
             trigger: claimed.trigger,
             url: "http://127.0.0.1:9/".into(),
             result,
+            is_operational: false,
         }),
         settlement,
     }

@@ -1,5 +1,6 @@
 //! Chores beside the deliveries, a file each. Every replica runs them all: each is safe to run anywhere at any time.
 
+mod alerts;
 mod backlog;
 mod clock;
 mod filters;
@@ -12,12 +13,14 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::store::Store;
+use crate::domain::alert::AlertRules;
+use crate::store::{Publisher, Store};
 
 /// Runs the chores until `end`; a chore that fails is logged and comes again.
-pub async fn run(store: Arc<Store>, end: CancellationToken) {
+pub async fn run(store: Arc<Store>, publisher: Publisher, rules: AlertRules, end: CancellationToken) {
     let chores = async {
         tokio::join!(
+            alerts::run(&store, &publisher, &rules),
             backlog::run(&store),
             clock::run(&store),
             filters::run(&store),
@@ -29,4 +32,5 @@ pub async fn run(store: Arc<Store>, end: CancellationToken) {
     };
     end.run_until_cancelled(chores).await;
     filters::record(&store).await;
+    alerts::record(&store).await;
 }

@@ -46,6 +46,8 @@ pub struct AttemptRecord {
     pub url: Arc<str>,
     /// What came of it.
     pub result: AttemptResult,
+    /// Whether its event is an operational one, whose failures no operational event tells of.
+    pub is_operational: bool,
 }
 
 /// Where a delivery goes from here.
@@ -183,6 +185,7 @@ impl Store {
                 self.complete_batch(&canceled, &mut settled).await?;
             }
         }
+        self.tallies.note(completions, &settled.won);
         self.hint(std::mem::take(&mut settled.due));
         Ok(settled)
     }
