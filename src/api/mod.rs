@@ -3,6 +3,7 @@
 //! Here requests become domain values and outcomes become answers and statuses. No rule of webhook delivery lives here
 //! and no SQL: `convert` translates, `status` is the one place where an error becomes a gRPC status.
 
+mod alerts;
 mod connection;
 mod convert;
 mod dead_letters;

@@ -129,6 +129,14 @@ impl WebhookService for Webhooks {
         self.delete_dead_letters_of(request.into_inner()).await.map(Response::new)
     }
 
+    async fn list_alerts(&self, request: Request<ListAlertsRequest>) -> Answer<ListAlertsResponse> {
+        self.list_alerts_page(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn acknowledge_alert(&self, request: Request<AcknowledgeAlertRequest>) -> Answer<AcknowledgeAlertResponse> {
+        self.acknowledge(request.into_inner()).await.map(Response::new)
+    }
+
     // Not built yet.
 
     async fn start_replay(&self, _: Request<StartReplayRequest>) -> Answer<StartReplayResponse> {
@@ -151,14 +159,6 @@ impl WebhookService for Webhooks {
 
     async fn stream_replay(&self, _: Request<StreamReplayRequest>) -> Answer<Self::StreamReplayStream> {
         Err(status::unbuilt_call("StreamReplay"))
-    }
-
-    async fn list_alerts(&self, _: Request<ListAlertsRequest>) -> Answer<ListAlertsResponse> {
-        Err(status::unbuilt_call("ListAlerts"))
-    }
-
-    async fn acknowledge_alert(&self, _: Request<AcknowledgeAlertRequest>) -> Answer<AcknowledgeAlertResponse> {
-        Err(status::unbuilt_call("AcknowledgeAlert"))
     }
 
     async fn get_stats(&self, _: Request<GetStatsRequest>) -> Answer<GetStatsResponse> {

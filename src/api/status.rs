@@ -11,7 +11,7 @@ use tonic::body::Body;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use crate::domain::id::{DeliveryId, EndpointId, EventId};
+use crate::domain::id::{AlertId, DeliveryId, EndpointId, EventId};
 use crate::store::{self, CancelRefused, PublishError, RegisterError, RetryRefused, UpdateError};
 
 /// Who speaks in every `ErrorInfo`.
@@ -87,6 +87,11 @@ pub(super) fn event_not_found(id: EventId) -> Status {
 /// There is no such delivery.
 pub(super) fn delivery_not_found(id: DeliveryId) -> Status {
     not_found("DELIVERY_NOT_FOUND", "delivery", id)
+}
+
+/// There is no such alert.
+pub(super) fn alert_not_found(id: AlertId) -> Status {
+    not_found("ALERT_NOT_FOUND", "alert", id)
 }
 
 fn not_found(reason: &str, kind: &str, id: impl Display) -> Status {

@@ -138,7 +138,7 @@ order by endpoint_id limit $4";
 
 /// Disabled endpoints without an open alert, by `endpoints_stopped`.
 const DISABLED: &str = "
-select e.id, coalesce(to_jsonb(e) ->> 'disabled_reason', '') as reason
+select e.id, coalesce(e.disabled_reason, '') as reason
 from endpoints e
 where e.state = 3 and e.delete_time is null
   and not exists (select from alerts a where a.endpoint_id = e.id and a.kind = 2 and a.close_time is null)

@@ -2,6 +2,7 @@
 //!
 //! Here is what the groups of tests below share: a running service, its client, and what a refusal tells.
 
+mod alerting;
 mod dead_letters;
 mod delivering;
 mod edge;

@@ -2,6 +2,7 @@
 //!
 //! A request is checked to its end: [`Violations`] gathers every bad field before the call is refused.
 
+pub(super) mod alert;
 pub(super) mod dead_letter;
 pub(super) mod delivery;
 pub(super) mod endpoint;

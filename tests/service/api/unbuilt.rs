@@ -31,6 +31,8 @@ const BUILT: &[&str] = &[
     "StreamDeliveryEvents",
     "ListDeadLetters",
     "DeleteDeadLetters",
+    "ListAlerts",
+    "AcknowledgeAlert",
 ];
 
 /// Calls a method by name with an empty message.
