@@ -167,7 +167,7 @@ impl Config {
             "" if !is_dev => Err("is not set; allowed is postgres://user:password@host:port/database".to_owned()),
             _ => Ok(text.to_owned()),
         });
-        let connections_max = reader.get("database.connections", "10", |text| parse_within(text, 5, 1_000));
+        let connections_max = reader.get("database.connections", "12", |text| parse_within(text, 6, 1_000));
         let in_flight_max = reader.get("engine.in_flight_max", "16000", |text| parse_within(text, 1, 1_000_000));
         let global_rate = reader.get("rate.global_per_second", "unlimited", parse_rate);
         let tenant_rate = reader.get("rate.tenant_per_second", "unlimited", parse_rate);

@@ -232,9 +232,25 @@ fn quota(subject: &str, message: &str) -> Status {
     refusal(Code::ResourceExhausted, "QUOTA", message, details)
 }
 
+/// The token was not made by us, not for this tenant, or was altered.
+pub(super) fn resume_token_invalid() -> Status {
+    let message =
+        "resume_token is not one that a stream of this tenant gave; allowed is resume_token of any of its messages";
+    let details =
+        ErrorDetails::with_bad_request_violation("resume_token", "is not one that a stream of this tenant gave");
+    refusal(Code::InvalidArgument, "RESUME_TOKEN_INVALID", message, details)
+}
+
+/// Some of what follows the token may be gone.
+pub(super) fn resume_token_expired() -> Status {
+    let message = "resume_token is older than what is kept, or from before the database was replaced; \
+                   begin anew, with start_time for what is kept";
+    refusal(Code::OutOfRange, "RESUME_TOKEN_EXPIRED", message, ErrorDetails::new())
+}
+
 /// The reader of a stream is too slow.
 pub(super) fn stream_lagged() -> Status {
-    let message = "the stream was read too slowly; what is missing can be read with ListDeliveries";
+    let message = "the stream was read so slowly that what comes next is no longer kept; begin anew, with start_time for what is kept";
     refusal(Code::Aborted, "STREAM_LAGGED", message, ErrorDetails::new())
 }
 

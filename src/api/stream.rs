@@ -1,7 +1,7 @@
 //! StreamDeliveryEvents: what happens to deliveries, as it happens.
 //!
 //! A stream holds nothing back for its reader: the transport asks for the next message when it can send one, and what
-//! waits meanwhile waits in the ring that all streams share. A reader that falls behind the ring is cut off.
+//! waits meanwhile waits in the ring that all streams share, or in the database.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,38 +14,38 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Extensions, Status};
 
 use super::connection::{AGE_MAX, ConnectionInfo};
-use super::convert::time::to_timestamp;
+use super::convert::time::{from_timestamp, to_timestamp};
 use super::convert::{self, FILTER_PATTERNS_MAX, FILTER_VALUES_MAX, Violations, delivery};
-use super::proto::stream_delivery_events_request::From as Start;
+use super::proto::stream_delivery_events_request::From;
 use super::proto::stream_delivery_events_response::Item;
 use super::proto::{Heartbeat, StreamDeliveryEventsRequest, StreamDeliveryEventsResponse};
 use super::service::Webhooks;
 use super::status;
 use crate::domain::id::EndpointId;
 use crate::domain::pattern::EventPattern;
-use crate::live::{Ended, Filter, Subscription};
-use crate::store::{Store, TransitionKind};
+use crate::live::{Ended, Filter, Start, Subscription};
+use crate::store::{Store, TimelineFilter, TransitionKind};
 
 /// Between two signs of life.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 /// How long a stream may take to become live before the database is taken to be away.
 const SUBSCRIBE_MAX: Duration = Duration::from_secs(5);
 /// Streams at once in this process.
-pub(super) const STREAMS_MAX: usize = 1_000;
+pub(super) const STREAMS_MAX: usize = 4_096;
 
 /// What tonic sends.
 pub(super) type EventStream = BoxStream<'static, Result<StreamDeliveryEventsResponse, Status>>;
 
 impl Webhooks {
-    /// Opens a stream; it is live when this answers.
+    /// Opens a stream: from its start on, nothing is missed when this answers.
     pub(super) async fn stream_events(
         &self,
         request: StreamDeliveryEventsRequest,
         extensions: &Extensions,
     ) -> Result<EventStream, Status> {
-        let filter = read_filter(&request)?;
+        let (filter, start) = read_request(request)?;
         let place = Arc::clone(&self.streams).try_acquire_owned().map_err(|_| status::too_many_streams())?;
-        let subscribing = timeout(SUBSCRIBE_MAX, self.services.live.subscribe(filter));
+        let subscribing = timeout(SUBSCRIBE_MAX, self.services.live.subscribe(filter, start));
         let subscription = tokio::select! {
             () = self.shutdown.cancelled() => return Err(status::draining()),
             subscribed = subscribing => subscribed.map_err(|_| status::store_unavailable())?.map_err(ended)?,
@@ -81,8 +81,8 @@ impl Feed {
             let mut feed = feed?;
             match feed.next().await {
                 Ok(item) => {
-                    let message = StreamDeliveryEventsResponse { item: Some(item), resume_token: String::new() };
-                    Some((Ok(message), Some(feed)))
+                    let resume_token = feed.subscription.token();
+                    Some((Ok(StreamDeliveryEventsResponse { item: Some(item), resume_token }), Some(feed)))
                 }
                 Err(refusal) => Some((Err(refusal), None)),
             }
@@ -96,14 +96,16 @@ impl Feed {
             biased;
             () = self.shutdown.cancelled() => Err(status::draining()),
             () = sleep_until(self.finish_at) => Err(status::reconnect()),
-            _ = self.heartbeats.tick() => {
-                Ok(Item::Heartbeat(Heartbeat { time: Some(to_timestamp(self.store.clock().now())) }))
+            _ = self.heartbeats.tick() => Ok(self.heartbeat()),
+            news = self.subscription.next() => {
+                let news = news.map_err(ended)?;
+                Ok(news.event().map_or_else(|| self.heartbeat(), |event| Item::Event(delivery::transition_to_proto(event))))
             }
-            event = self.subscription.next() => match event {
-                Ok(event) => Ok(Item::Event(delivery::transition_to_proto(&event))),
-                Err(end) => Err(ended(end)),
-            },
         }
+    }
+
+    fn heartbeat(&self) -> Item {
+        Item::Heartbeat(Heartbeat { time: Some(to_timestamp(self.store.clock().now())) })
     }
 }
 
@@ -111,28 +113,32 @@ fn ended(end: Ended) -> Status {
     match end {
         Ended::Lagged => status::stream_lagged(),
         Ended::Draining => status::draining(),
+        Ended::TokenInvalid => status::resume_token_invalid(),
+        Ended::Expired => status::resume_token_expired(),
         Ended::Store(error) => error.into(),
     }
 }
 
-fn read_filter(request: &StreamDeliveryEventsRequest) -> Result<Filter, Status> {
+fn read_request(request: StreamDeliveryEventsRequest) -> Result<(Filter, Start), Status> {
     let mut v = Violations::new();
-    match &request.from {
-        None => {}
-        Some(Start::ResumeToken(_)) => v.unbuilt("resume_token"),
-        Some(Start::StartTime(_)) => v.unbuilt("start_time"),
-    }
+    let start = match &request.from {
+        None => Some(Start::Now),
+        // Whether it is one of ours is told by its own reason.
+        Some(From::ResumeToken(token)) => Some(Start::Token(token.clone())),
+        Some(From::StartTime(time)) => v.take("start_time", from_timestamp(time)).map(Start::Time),
+    };
     let tenant = v.take("tenant", convert::tenants(&request.tenant));
     let endpoints = v.take_all("endpoint_ids", &request.endpoint_ids, FILTER_VALUES_MAX, str::parse::<EndpointId>);
     let event_types = v.take_all("event_types", &request.event_types, FILTER_PATTERNS_MAX, EventPattern::parse);
     let event = v.take("event_id", convert::optional_id(&request.event_id));
     let delivery = v.take("delivery_id", convert::optional_id(&request.delivery_id));
     let kinds = v.take_enums("kinds", &request.kinds, TransitionKind::from_number);
-    match (tenant, endpoints, event_types, event, delivery, kinds) {
-        (Some(tenant), Some(endpoints), Some(event_types), Some(event), Some(delivery), Some(kinds))
+    match (start, tenant, endpoints, event_types, event, delivery, kinds) {
+        (Some(start), Some(tenant), Some(endpoints), Some(event_types), Some(event), Some(delivery), Some(kinds))
             if v.is_empty() =>
         {
-            Ok(Filter { tenant, endpoints, event_types, event, delivery, kinds })
+            let stored = TimelineFilter { tenant, endpoints, event, delivery, kinds };
+            Ok((Filter { stored, event_types }, start))
         }
         _ => Err(v.into_status()),
     }
@@ -146,22 +152,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn filters_are_checked_and_resuming_is_not_built() {
+    fn filters_and_the_start_are_checked() {
         let bad = StreamDeliveryEventsRequest {
             endpoint_ids: vec!["x".to_owned()],
             kinds: vec![0],
+            from: Some(From::StartTime(prost_types::Timestamp { seconds: 0, nanos: -1 })),
             ..StreamDeliveryEventsRequest::default()
         };
-        let (code, paths) = refused(&read_filter(&bad).expect_err("bad"));
-        assert_eq!((code, paths), (Code::InvalidArgument, vec!["endpoint_ids[0]".to_owned(), "kinds[0]".to_owned()]));
-        for (start, field) in [
-            (Start::ResumeToken(String::new()), "resume_token"),
-            (Start::StartTime(prost_types::Timestamp::default()), "start_time"),
-        ] {
-            let resuming = StreamDeliveryEventsRequest { from: Some(start), ..StreamDeliveryEventsRequest::default() };
-            let refusal = read_filter(&resuming).expect_err("not built");
-            assert_eq!(refused(&refusal), (Code::Unimplemented, vec![field.to_owned()]));
-        }
-        assert!(read_filter(&StreamDeliveryEventsRequest::default()).is_ok());
+        let (code, mut paths) = refused(&read_request(bad).expect_err("bad"));
+        paths.sort_unstable();
+        assert_eq!(
+            (code, paths),
+            (Code::InvalidArgument, ["endpoint_ids[0]", "kinds[0]", "start_time"].map(str::to_owned).to_vec())
+        );
+        assert!(matches!(read_request(StreamDeliveryEventsRequest::default()), Ok((_, Start::Now))));
     }
 }

@@ -81,7 +81,9 @@ pub(super) fn connect_failure(error: &ConnectError) -> Failure {
         ConnectError::Refused(_) | ConnectError::Store(Error::Unavailable(_)) => {
             Failure::unavailable(error.to_string())
         }
-        ConnectError::Migrate(_) | ConnectError::Store(_) => Failure::internal(error.to_string()),
+        ConnectError::Migrate(_) | ConnectError::Random(_) | ConnectError::Store(_) => {
+            Failure::internal(error.to_string())
+        }
     }
 }
 

@@ -1,42 +1,70 @@
-//! The live stream: every transition of every delivery, pushed to whoever subscribed.
+//! The live stream: every transition of every delivery, pushed to whoever subscribed, from any time that is kept.
 //!
 //! One tailer reads the timeline for all subscribers of this process, and only while there are any. It is woken by
-//! hints and polls otherwise; what it reads goes into one bounded ring, from which each subscriber filters.
+//! hints and polls otherwise; what it reads goes into one bounded ring, from which each subscriber filters. The past, and
+//! what a slow subscriber missed in the ring, is read from the table.
 
 mod filter;
+mod ring;
+mod subscription;
 mod tail;
+mod token;
 
 use std::sync::Arc;
 
-use tokio::sync::{broadcast, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 pub use self::filter::Filter;
-use crate::store::{self, Store, TimelineEvent};
+use self::ring::Ring;
+use self::subscription::Source;
+pub use self::subscription::{News, Subscription};
+use self::tail::{Joined, Joining};
+use self::token::Tokens;
+use crate::domain::time::Timestamp;
+use crate::store::{self, Position, Store};
 
-/// Transitions kept for slow subscribers; one that falls further behind is cut off rather than skipped over.
-const RING_MAX: usize = 16_384;
+/// Reads of the past under way at once: they share the readers' connections with every call that reads.
+const READERS_MAX: usize = 2;
+/// Subscribers that wait for the tailer; more wait to be taken in.
+const JOINING_MAX: usize = 1_024;
 
 /// Hands out subscriptions to the timeline.
 #[derive(Debug)]
 pub struct Live {
-    ring: broadcast::Sender<Arc<TimelineEvent>>,
-    joining: tokio::sync::mpsc::Sender<Joining>,
+    store: Arc<Store>,
+    ring: Arc<Ring>,
+    joining: mpsc::Sender<Joining>,
+    readers: Arc<Semaphore>,
+    tokens: Tokens,
 }
 
-/// Somebody who waits for the tailer to stand at the present.
-type Joining = oneshot::Sender<Result<Subscriber, store::Error>>;
-type Subscriber = broadcast::Receiver<Arc<TimelineEvent>>;
+/// Where a subscription begins.
+#[derive(Debug, Clone)]
+pub enum Start {
+    /// With what is committed from now on.
+    Now,
+    /// With what happened from this time on, as far back as the timeline is kept.
+    Time(Timestamp),
+    /// After what a token was given with.
+    Token(String),
+}
 
 /// Why there is no further transition to hand out.
 #[derive(Debug, thiserror::Error)]
 pub enum Ended {
-    /// The subscriber fell behind what is kept.
+    /// What the subscriber has to read next is no longer kept.
     #[error("the subscriber is too slow")]
     Lagged,
     /// The process is shutting down.
     #[error("the process is shutting down")]
     Draining,
+    /// The token is not one of ours, or not for this tenant.
+    #[error("the resume token is not valid")]
+    TokenInvalid,
+    /// What follows the token, or what was read, is no longer kept, or the database is another.
+    #[error("the resume token is too old")]
+    Expired,
     /// The timeline could not be read.
     #[error(transparent)]
     Store(#[from] store::Error),
@@ -45,43 +73,41 @@ pub enum Ended {
 impl Live {
     /// Starts the tailer; it ends with `shutdown`.
     pub fn start(store: Arc<Store>, shutdown: CancellationToken) -> Arc<Self> {
-        let ring = broadcast::channel(RING_MAX).0;
-        let (joining, joiners) = tokio::sync::mpsc::channel(1_024);
-        tokio::spawn(tail::run(store, ring.clone(), joiners, shutdown));
-        Arc::new(Self { ring, joining })
+        let ring = Ring::new();
+        let (joining, joiners) = mpsc::channel(JOINING_MAX);
+        tokio::spawn(tail::run(Arc::clone(&store), Arc::clone(&ring), joiners, shutdown));
+        let tokens = Tokens::new(store.stream_key().bytes());
+        Arc::new(Self { store, ring, joining, readers: Arc::new(Semaphore::new(READERS_MAX)), tokens })
     }
 
-    /// Subscribes to what is committed from now on: once this answers, no transition that passes `filter` is missed.
-    pub async fn subscribe(&self, filter: Filter) -> Result<Subscription, Ended> {
+    /// Subscribes: once this answers, no transition from the start on that passes `filter` is missed.
+    pub async fn subscribe(&self, filter: Filter, start: Start) -> Result<Subscription, Ended> {
+        let start = match start {
+            Start::Now => None,
+            Start::Time(time) => Some(Position::At(Arc::new(self.store.timeline_beginning(time).await?))),
+            Start::Token(token) => {
+                let position = self.tokens.open(&token, filter.scope()).ok_or(Ended::TokenInvalid)?;
+                if !self.store.is_cursor_kept(position.lower()).await? {
+                    return Err(Ended::Expired);
+                }
+                Some(position)
+            }
+        };
+        // After that: where the tailer stands then is not before anything that a start may have seen.
         let (reply, joined) = oneshot::channel();
         self.joining.send(reply).await.map_err(|_| Ended::Draining)?;
-        let events = joined.await.map_err(|_| Ended::Draining)??;
-        Ok(Subscription { events, filter })
+        let Joined { boundary, presence } = joined.await.map_err(|_| Ended::Draining)??;
+        let source = Source {
+            store: Arc::clone(&self.store),
+            presence,
+            readers: Arc::clone(&self.readers),
+            tokens: self.tokens.clone(),
+        };
+        Ok(Subscription::new(filter, source, start, boundary))
     }
 
     /// How many subscribers there are.
     pub fn subscribers(&self) -> usize {
-        self.ring.receiver_count()
-    }
-}
-
-/// A subscriber's end of the stream.
-#[derive(Debug)]
-pub struct Subscription {
-    events: Subscriber,
-    filter: Filter,
-}
-
-impl Subscription {
-    /// The next transition that passes the filter. Safe to drop while it waits.
-    pub async fn next(&mut self) -> Result<Arc<TimelineEvent>, Ended> {
-        loop {
-            match self.events.recv().await {
-                Ok(event) if self.filter.matches(&event) => return Ok(event),
-                Ok(_) => {}
-                Err(broadcast::error::RecvError::Lagged(_)) => return Err(Ended::Lagged),
-                Err(broadcast::error::RecvError::Closed) => return Err(Ended::Draining),
-            }
-        }
+        self.ring.subscribers()
     }
 }

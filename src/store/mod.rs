@@ -40,6 +40,8 @@ mod types;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use rand::TryRng as _;
+use rand::rngs::SysRng;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::types::Uuid;
 
@@ -65,7 +67,9 @@ pub use self::queue::{
 };
 pub use self::replicas::{DEAD_AFTER, Replica, Roll, Session};
 pub use self::secrets::{RotateError, Rotation};
-pub use self::tail::{Cursor, TimelineEvent, TransitionKind};
+pub use self::tail::{
+    Batch, Cursor, Key, Page, Position, Snapshot, StreamKey, TailError, TimelineEvent, TimelineFilter, TransitionKind,
+};
 pub use self::tallies::Faltering;
 
 use self::backlog::Backlog;
@@ -94,6 +98,8 @@ pub struct Store {
     engine: Connections,
     /// Readers and rare writers, with the planner's defaults.
     reader: Connections,
+    /// The live stream's, so that whoever replays the past holds up nobody who reads or writes.
+    stream: Connections,
     /// Of the connection beside the pools.
     session_options: PgConnectOptions,
     clock: DbClock,
@@ -104,6 +110,7 @@ pub struct Store {
     filter_errors: FilterErrors,
     tallies: Tallies,
     judges: Judges,
+    stream_key: StreamKey,
     /// Names this process in attempts.
     replica: String,
     /// The row in `replicas` without which claims of this process give nothing; `None` while it never joined the others:
@@ -116,14 +123,18 @@ pub struct Store {
 impl Store {
     /// Connects, brings the schema up to date and makes the coming days' partitions.
     pub async fn open(config: &Config) -> std::result::Result<Arc<Self>, ConnectError> {
-        let pool::Pools { engine, reader, session_options } = pool::connect(config).await?;
+        let pool::Pools { engine, reader, stream, session_options } = pool::connect(config).await?;
         pool::migrate(&reader).await?;
         partitions::ensure(&reader).await?;
         let clock = DbClock::start(&reader).await?;
         let backlog = Backlog::start(&reader, config.limits).await?;
+        let mut drawn = [0; 32];
+        SysRng.try_fill_bytes(&mut drawn).map_err(ConnectError::Random)?;
+        let stream_key = tail::ensure_stream_key(&reader, drawn).await?;
         Ok(Arc::new(Self {
             engine,
             reader,
+            stream,
             session_options,
             clock,
             directory: Directory::default(),
@@ -133,6 +144,7 @@ impl Store {
             filter_errors: FilterErrors::default(),
             tallies: Tallies::default(),
             judges: Judges::default(),
+            stream_key,
             replica: config.replica.clone(),
             claims_as: RwLock::default(),
             hints: Hints::default(),
@@ -203,6 +215,7 @@ impl Store {
     pub async fn close(&self) {
         self.engine.close().await;
         self.reader.close().await;
+        self.stream.close().await;
     }
 
     fn claims_as(&self) -> Option<Uuid> {

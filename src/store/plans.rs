@@ -7,7 +7,7 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, PgConnection, Row};
 
 use super::lists::DeliveryFilter;
-use super::{gates, lists, pool, queue};
+use super::{gates, lists, pool, queue, tail};
 
 /// A statement and the types of its parameters.
 #[derive(Debug, Clone, Copy)]
@@ -59,7 +59,21 @@ pub async fn connect_reader(url: &str) -> sqlx::Result<PgConnection> {
     pool::for_readers(PgConnectOptions::from_str(url)?).connect().await
 }
 
-/// A connection with the engine's settings.
+/// See [`super::Store::timeline_since`].
+pub const SINCE: Guarded = Guarded {
+    name: "since",
+    sql: tail::SINCE,
+    types: "text[], text, text, text, uuid, int, smallint, timestamptz, bigint",
+};
+/// See [`super::Store::timeline_past`].
+pub const REPLAY: Guarded = Guarded {
+    name: "replay",
+    sql: tail::REPLAY,
+    types: "text[], text, text, text, uuid, int, smallint, timestamptz, bigint, text, uuid[], uuid, uuid, smallint[], \
+            bigint",
+};
+
+/// A connection with the engine's settings, which are the live stream's, too.
 pub async fn connect(url: &str) -> sqlx::Result<PgConnection> {
     pool::for_engine(PgConnectOptions::from_str(url)?).connect().await
 }

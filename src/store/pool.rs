@@ -58,6 +58,9 @@ pub enum ConnectError {
     /// The schema could not be brought up to date.
     #[error("the schema could not be migrated: {0}")]
     Migrate(#[source] MigrateError),
+    /// The operating system gave no random bytes.
+    #[error("the operating system gave no random bytes: {0}")]
+    Random(#[source] rand::rngs::SysError),
     /// A statement failed.
     #[error(transparent)]
     Store(#[from] Error),
@@ -115,18 +118,21 @@ pub(super) struct Pools {
     pub(super) engine: Connections,
     /// The readers'.
     pub(super) reader: Connections,
+    /// The live stream's.
+    pub(super) stream: Connections,
     /// Of the one connection beside the pools, by which this replica is one of several.
     pub(super) session_options: PgConnectOptions,
 }
 
-/// Both pools and what the session is opened with: together `connections_max` connections.
+/// The pools and what the session is opened with: together `connections_max` connections.
 pub(super) async fn connect(config: &Config) -> Result<Pools, ConnectError> {
     let options = PgConnectOptions::from_str(&config.database_url)
         .map_err(ConnectError::Url)?
         .statement_cache_capacity(64)
         .log_statements(tracing::log::LevelFilter::Trace)
         .log_slow_statements(tracing::log::LevelFilter::Debug, Duration::from_secs(1));
-    let readers_max = (config.connections_max / 3).max(2);
+    let streams_max = (config.connections_max / 8).clamp(1, 3);
+    let readers_max = (config.connections_max / 3).saturating_sub(streams_max).max(2);
     let pool = |size: u32| {
         PgPoolOptions::new()
             .max_connections(size)
@@ -146,8 +152,11 @@ pub(super) async fn connect(config: &Config) -> Result<Pools, ConnectError> {
     let open = |size: u32, options: PgConnectOptions| Connections::open_lazily(pool(size), options, &doubt, PATIENCE);
     let session_options = super::replicas::for_session(for_readers.clone());
     let reader = open(readers_max, for_readers);
-    let engine = open(config.connections_max.saturating_sub(readers_max + 1).max(2), for_engine(options));
-    Ok(Pools { engine, reader, session_options })
+    // Its statements meet how many rows follow on a transaction, which the planner cannot know, and every few
+    // milliseconds dozens of days' partitions, which take it longer than the reading.
+    let stream = open(streams_max, for_engine(options.clone()));
+    let engine_max = config.connections_max.saturating_sub(readers_max + streams_max + 1).max(2);
+    Ok(Pools { engine: open(engine_max, for_engine(options)), reader, stream, session_options })
 }
 
 /// The options of a reader's connection. Readers' filters are mostly absent: planned for the values at hand, conditions on

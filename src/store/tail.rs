@@ -1,15 +1,28 @@
-//! Reading the timeline as it grows: every committed row exactly once, whatever order transactions commit in.
+//! Reading the timeline as it grows, and its past: every committed row exactly once, whatever order transactions commit
+//! in.
 //!
 //! The cursor is a snapshot. What is new is what that snapshot could not see: rows whose transaction was not visible in
 //! it and is visible now. A sequence would skip rows that commit late; waiting for the oldest running transaction would
-//! stall behind any writer left open anywhere in the cluster.
+//! stall behind any writer left open anywhere in the cluster. `position` says where in that a reader stands, `epoch` what
+//! a cursor is worth, `replay` how the past is read.
+
+mod epoch;
+mod position;
+mod replay;
+
+use std::sync::Arc;
+use std::time::Duration;
 
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 
+pub use self::epoch::StreamKey;
+pub(super) use self::epoch::ensure as ensure_stream_key;
+pub use self::position::{Batch, Cursor, Key, Position, Snapshot};
+pub(super) use self::replay::REPLAY;
+pub use self::replay::TimelineFilter;
 use super::Store;
-use super::connections::Connections;
-use super::error::Result;
+use super::error::{Error, Result};
 use super::history::read_timeline_attempt;
 use super::types::{PgTime, count, stored};
 use crate::domain::attempt::Attempt;
@@ -54,6 +67,8 @@ stored_enum!(TransitionKind {
 /// One transition of one delivery.
 #[derive(Debug, Clone)]
 pub struct TimelineEvent {
+    /// The transaction that made it: its place among the others.
+    pub xid: u64,
     /// What happened.
     pub kind: TransitionKind,
     /// When, by the database's clock.
@@ -84,48 +99,237 @@ pub struct TimelineEvent {
     pub attempt: Option<Attempt>,
 }
 
-/// Where a reader of the timeline stands: a `pg_snapshot` as text.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Cursor(String);
+/// What a reader got of a batch.
+#[derive(Debug)]
+pub struct Page {
+    /// The batch.
+    pub batch: Batch,
+    /// Its next rows, in the order of their keys.
+    pub events: Vec<TimelineEvent>,
+    /// Where to go on in the same batch; `None` when it has ended.
+    pub rest: Option<Key>,
+}
 
-const NOW: &str = "select pg_current_snapshot()::text";
+/// Why the timeline was not read.
+#[derive(Debug, thiserror::Error)]
+pub enum TailError {
+    /// What is to be read may be gone: dropped with its day, or numbered by another line of transactions.
+    #[error("the cursor is older than what is kept")]
+    Expired,
+    /// The statement failed.
+    #[error(transparent)]
+    Store(#[from] Error),
+}
 
-/// Everything committed since the cursor, and the cursor after it, of one and the same snapshot. Reads by
-/// `timeline_xid`, keys by `events_pkey`. Rows of one delivery come in their order: each transition is a transaction after the one before.
-const SINCE: &str = "
-select t.number, t.trigger, t.outcome, t.started_at, t.duration_us, t.url, t.status, t.response_headers,
+impl From<sqlx::Error> for TailError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Store(error.into())
+    }
+}
+
+/// How much earlier than its commit a row may say that it happened, for all that is read: rows are stamped with the
+/// start of their transaction, ours end within seconds, and a commit may hang until a standby is back. It only leaves
+/// whole days' partitions out, so it can be ample.
+const LATE_MAX: Duration = Duration::from_secs(24 * 3_600);
+/// The same where it decides whether a cursor is still whole: a long hang does not begin at the very midnight from which
+/// on the timeline happens to be kept.
+const LATE_AT_BOUND_MAX: Duration = Duration::from_secs(60);
+/// A cursor younger than this has lost nothing to retention, which drops days that are over.
+const YOUNG: Duration = Duration::from_secs(3_600);
+
+/// What a row of the timeline tells, as [`read_transition`] reads it; the key is looked up by `events_pkey`.
+macro_rules! columns {
+    () => {
+        "t.number, t.trigger, t.outcome, t.started_at, t.duration_us, t.url, t.status, t.response_headers,
        t.response_body, t.response_truncated, t.error, t.next_attempt_at, t.replica,
        t.kind, t.time, t.delivery_id, t.endpoint_id, t.event_id, t.tenant, t.event_type, t.state, t.priority,
-       t.attempt_count, t.reason, n.snapshot,
-       (select v.idempotency_key from events v where v.id = t.event_id)
-from (select pg_current_snapshot()::text as snapshot) n
-left join timeline t
-  on t.xid >= pg_snapshot_xmin($1::pg_snapshot) and not pg_visible_in_snapshot(t.xid, $1::pg_snapshot)
-order by t.time, t.xid";
+       t.attempt_count, t.reason, t.xid::text,
+       (select v.idempotency_key from events v where v.id = t.event_id)"
+    };
+}
+use columns;
+
+/// The next rows of a batch from the transactions `$1` that the lower snapshot saw running and all from `$2` on, of the
+/// upper snapshot `$3` (null: the present one). After the key `$4` to `$7`, none older than `$8`, `$9` at most.
+/// Reads by `timeline_xid`: what ran then by lookups, so that a transaction left open for days costs nothing, and what
+/// came since in the index's order. No locks.
+pub(super) const SINCE: &str = concat!(
+    "
+with s as materialized (
+  select coalesce($3::text::pg_snapshot, pg_current_snapshot()) as upper
+)
+select ",
+    columns!(),
+    ", s.upper::text, now(), ",
+    epoch::line!(),
+    "
+from s left join lateral (
+  select * from (
+    (select t.* from timeline t
+     where t.xid = any($1::text[]::xid8[]) and t.time >= $8 and t.time < now() + interval '1 day'
+       and pg_visible_in_snapshot(t.xid, s.upper)
+       and (t.xid, t.delivery_id, t.attempt_count, t.kind) > ($4::text::xid8, $5::uuid, $6::int, $7::smallint)
+     order by t.xid, t.delivery_id, t.attempt_count, t.kind
+     limit $9)
+    union all
+    (select t.* from timeline t
+     where t.xid >= $2::text::xid8 and t.xid < pg_snapshot_xmax(s.upper)
+       and t.time >= $8 and t.time < now() + interval '1 day' and pg_visible_in_snapshot(t.xid, s.upper)
+       and (t.xid, t.delivery_id, t.attempt_count, t.kind) > ($4::text::xid8, $5::uuid, $6::int, $7::smallint)
+     order by t.xid, t.delivery_id, t.attempt_count, t.kind
+     limit $9)
+  ) either
+  order by xid, delivery_id, attempt_count, kind
+  limit $9
+) t on true"
+);
 
 impl Store {
+    /// What the stream's tokens are authenticated with.
+    pub const fn stream_key(&self) -> &StreamKey {
+        &self.stream_key
+    }
+
     /// The cursor of what is committed by now.
     pub async fn timeline_cursor(&self) -> Result<Cursor> {
-        Ok(Cursor(sqlx::query_scalar(NOW).fetch_one(&self.reader).await?))
+        Ok(epoch::standing(&self.reader).await?.present)
     }
 
-    /// What was committed since `cursor`, and where that ends.
-    pub async fn timeline_since(&self, cursor: &Cursor) -> Result<(Vec<TimelineEvent>, Cursor)> {
-        read_since(&self.reader, cursor).await
+    /// What was committed since `lower`, `limit` rows at most: the first page of a batch that ends now, or the next one
+    /// after `rest` of a batch that has begun.
+    pub async fn timeline_since(
+        &self,
+        lower: &Arc<Cursor>,
+        rest: Option<(&Arc<Cursor>, Key)>,
+        limit: usize,
+    ) -> std::result::Result<Page, TailError> {
+        let (upper, after) = rest.unzip();
+        let after = after.unwrap_or_else(|| Key::before(&lower.snapshot));
+        let rows = sqlx::query(SINCE)
+            .bind(waited_for(lower, after))
+            .bind(went_on_from(lower, after).to_string())
+            .bind(upper.map(|upper| upper.snapshot.to_string()))
+            .bind(after.xid.to_string())
+            .bind(after.delivery)
+            .bind(after.attempt_count)
+            .bind(after.kind)
+            .bind(PgTime(floor(lower)))
+            .bind(limit_of(limit))
+            .fetch_all(&self.stream)
+            .await?;
+        self.page(lower, upper, &rows, limit).await
+    }
+
+    /// Makes a page of a statement's rows, of which there is at least one.
+    async fn page(
+        &self,
+        lower: &Arc<Cursor>,
+        upper: Option<&Arc<Cursor>>,
+        rows: &[PgRow],
+        limit: usize,
+    ) -> std::result::Result<Page, TailError> {
+        let first = rows.first().ok_or_else(|| Error::Unreadable("a batch without a snapshot".to_owned()))?;
+        let present = epoch::read_cursor(first, SNAPSHOT, SNAPSHOT + 1, SNAPSHOT + 2)?;
+        if present.epoch != lower.epoch {
+            return Err(TailError::Expired);
+        }
+        let is_young = !lower.is_beginning && present.time.since(lower.time) < YOUNG;
+        // After the rows were read: days only ever go.
+        if !is_young && !is_kept(lower, epoch::standing(&self.reader).await?.kept_since) {
+            return Err(TailError::Expired);
+        }
+        let mut events = rows.iter().filter_map(|row| read_transition(row).transpose()).collect::<Result<Vec<_>>>()?;
+        // They come in this order; no clause of the statement promises it, and sorted rows cost nothing to sort.
+        events.sort_by_key(TimelineEvent::key);
+        let rest = if events.len() >= limit { events.last().map(TimelineEvent::key) } else { None };
+        let upper = upper.map_or_else(|| Arc::new(present), Arc::clone);
+        Ok(Page { batch: Batch { lower: Arc::clone(lower), upper }, events, rest })
     }
 }
 
-async fn read_since(pool: &Connections, cursor: &Cursor) -> Result<(Vec<TimelineEvent>, Cursor)> {
-    let rows = sqlx::query(SINCE).bind(&cursor.0).fetch_all(pool).await?;
-    let next = rows.first().map(|row| row.try_get(24)).transpose()?.map_or_else(|| cursor.clone(), Cursor);
-    let events = rows.iter().filter_map(|row| read_transition(row).transpose()).collect::<Result<Vec<_>>>()?;
-    Ok((events, next))
+/// Whether nothing that follows the cursor may be gone.
+fn is_kept(lower: &Cursor, kept_since: Timestamp) -> bool {
+    let slack = if lower.is_beginning { Duration::ZERO } else { LATE_AT_BOUND_MAX };
+    lower.time >= kept_since.plus(slack)
 }
+
+/// Before which no row is wanted.
+fn floor(lower: &Cursor) -> Timestamp {
+    if lower.is_beginning { lower.time } else { lower.time.minus(LATE_MAX) }
+}
+
+/// The transactions that the cursor saw running, as far as their rows are not all read.
+fn waited_for(lower: &Cursor, after: Key) -> Vec<String> {
+    lower.snapshot.xip().iter().filter(|xid| **xid >= after.xid).map(u64::to_string).collect()
+}
+
+/// The first transaction of those that the cursor had not seen begin whose rows are not all read. Not one that is done
+/// with: a page that looked through nothing else would not get past it.
+fn went_on_from(lower: &Cursor, after: Key) -> u64 {
+    let is_done_with = after == Key::after_all_of(after.xid);
+    lower.snapshot.xmax().max(after.xid.saturating_add(is_done_with.into()))
+}
+
+fn limit_of(limit: usize) -> i64 {
+    i64::try_from(limit).unwrap_or(i64::MAX)
+}
+
+impl TimelineEvent {
+    /// Its place in its batch.
+    pub fn key(&self) -> Key {
+        Key {
+            xid: self.xid,
+            delivery: self.delivery.uuid(),
+            attempt_count: i32::try_from(self.attempt_count).unwrap_or(i32::MAX),
+            kind: self.kind.number(),
+        }
+    }
+
+    /// About what it takes in memory.
+    pub fn bytes(&self) -> usize {
+        let texts = [Some(&self.event_type), self.reason.as_ref(), self.idempotency_key.as_ref()];
+        let texts: usize = texts.into_iter().flatten().map(String::len).sum();
+        let attempt = self.attempt.as_ref().map_or(0, |attempt| {
+            let headers: usize =
+                attempt.response_headers.iter().map(|(name, value)| name.len() + value.len() + 48).sum();
+            attempt.response_body.len() + attempt.url.len() + attempt.error.len() + headers
+        });
+        size_of::<Self>() + texts + attempt
+    }
+
+    /// One to test with.
+    #[cfg(test)]
+    pub fn sample(xid: u64) -> Self {
+        let id = uuid::Uuid::from_u128(u128::from(xid));
+        Self {
+            xid,
+            kind: TransitionKind::Queued,
+            time: Timestamp::from_micros(0),
+            delivery: DeliveryId::from_uuid(id),
+            endpoint: EndpointId::from_uuid(id),
+            event: EventId::from_uuid(id),
+            tenant: Tenant::from_stored("default".to_owned()),
+            event_type: "a".to_owned(),
+            state: DeliveryState::Pending,
+            priority: 2,
+            attempt_count: 0,
+            reason: None,
+            idempotency_key: None,
+            next_attempt_time: None,
+            attempt: None,
+        }
+    }
+}
+
+/// Where the columns that are no row's begin: the snapshot, the time, the line of transactions.
+const SNAPSHOT: usize = 26;
 
 /// `None` for the one row that tells the snapshot where nothing is new.
 fn read_transition(row: &PgRow) -> Result<Option<TimelineEvent>> {
     let Some(kind) = row.try_get::<Option<i16>, _>(13)? else { return Ok(None) };
+    let xid: String = row.try_get(24)?;
     Ok(Some(TimelineEvent {
+        xid: xid.parse().map_err(|_| Error::Unreadable(format!("the transaction {xid}")))?,
         attempt: read_timeline_attempt(row)?,
         next_attempt_time: row.try_get::<Option<PgTime>, _>(11)?.map(|time| time.0),
         kind: stored("timeline kind", kind, TransitionKind::from_number)?,

@@ -16,6 +16,7 @@ mod pausing;
 mod publishing;
 mod receivers;
 mod refusals;
+mod resuming;
 mod retrying;
 mod secrets;
 mod streaming;

@@ -10,3 +10,4 @@ mod publish;
 mod queue;
 mod replicas;
 mod support;
+mod tail;

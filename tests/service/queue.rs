@@ -340,27 +340,3 @@ async fn the_sweep_finds_what_no_hint_told_of() {
     assert_eq!(found.iter().map(|seen| seen.due.endpoint).collect::<Vec<_>>(), [endpoint]);
     assert!(!found.iter().any(|seen| seen.due.endpoint == other));
 }
-
-#[tokio::test]
-async fn the_timeline_is_read_exactly_once_whatever_commits_late() {
-    let url = support::database().await;
-    let store = Store::open(&support::config(url.clone())).await.expect("opens");
-    let start = store.timeline_cursor().await.expect("read");
-    let row = "insert into timeline (time, delivery_id, endpoint_id, event_id, kind, state, priority, attempt_count,
-                                     tenant, event_type)
-               values (now(), gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), 1, 1, 2, 0, 't', $1)";
-    let mut late = support::connection(&url).await;
-    sqlx::query("begin").execute(&mut late).await.expect("begun");
-    sqlx::query(row).bind("late").execute(&mut late).await.expect("inserted");
-    let mut early = support::connection(&url).await;
-    sqlx::query(row).bind("early").execute(&mut early).await.expect("inserted");
-    let types =
-        |events: &[hooklane::store::TimelineEvent]| events.iter().map(|e| e.event_type.clone()).collect::<Vec<_>>();
-    let (events, next) = store.timeline_since(&start).await.expect("read");
-    assert_eq!(types(&events), ["early"]);
-    sqlx::query("commit").execute(&mut late).await.expect("committed");
-    let (events, next) = store.timeline_since(&next).await.expect("read");
-    assert_eq!(types(&events), ["late"]);
-    let (events, _) = store.timeline_since(&next).await.expect("read");
-    assert!(events.is_empty());
-}

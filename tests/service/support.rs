@@ -51,7 +51,7 @@ pub(crate) async fn database() -> String {
 pub(crate) fn config(url: String) -> Config {
     Config {
         database_url: url,
-        connections_max: 10,
+        connections_max: 12,
         replica: "test".to_owned(),
         limits: Limits::default(),
         retention: Retention::default(),

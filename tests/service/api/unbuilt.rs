@@ -130,17 +130,3 @@ async fn fields_of_an_event_that_are_not_built_are_named() {
         (told(Code::InvalidArgument, "INVALID_FIELD"), vec!["tenant".to_owned()])
     );
 }
-
-#[tokio::test]
-async fn resuming_a_stream_is_not_built() {
-    let service = service().await;
-    for from in [
-        stream_delivery_events_request::From::ResumeToken("x".to_owned()),
-        stream_delivery_events_request::From::StartTime(prost_types::Timestamp::default()),
-    ] {
-        let request = StreamDeliveryEventsRequest { from: Some(from), ..StreamDeliveryEventsRequest::default() };
-        let refusal = service.client.clone().stream_delivery_events(request).await.expect_err("not built");
-        assert_eq!(reason(&refusal), told(Code::Unimplemented, "NOT_BUILT"));
-        assert_eq!(fields(&refusal).len(), 1);
-    }
-}

@@ -1,0 +1,262 @@
+//! A subscriber's end of the stream: `loop { past, then live }`, with its position known to the row at any time.
+//!
+//! The past is read from the table, up to where the tailer stands at that moment: then the ring has what follows, and
+//! the reader goes over to it without a seam. A reader that falls behind the ring goes back to the table from where it
+//! stands. What it was given is its own, so how far it is matters to nobody else.
+
+use std::sync::{Arc, Weak};
+
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinHandle;
+
+use super::ring::{Boundary, Look, Presence};
+use super::token::Tokens;
+use super::{Ended, Filter};
+use crate::store::{Batch, Key, Page, Position, Store, TailError, TimelineEvent};
+
+/// Rows of one read of the past.
+const PAGE_MAX: usize = 256;
+/// What a page may take that waits for its reader; the rest of it is read again. With thousands of readers that stand
+/// still, this is what they hold.
+const PAGE_BYTES_MAX: usize = 128 << 10;
+
+/// What a subscriber is told.
+#[derive(Debug)]
+pub enum News {
+    /// A transition.
+    Event(Arc<Page>, usize),
+    /// The past has been told; what follows is told as it happens.
+    Present,
+}
+
+impl News {
+    /// The transition, if it is one.
+    pub fn event(&self) -> Option<&TimelineEvent> {
+        match self {
+            Self::Event(page, place) => page.events.get(*place),
+            Self::Present => None,
+        }
+    }
+}
+
+/// What a subscription reads from.
+#[derive(Debug)]
+pub(super) struct Source {
+    pub(super) store: Arc<Store>,
+    pub(super) presence: Presence,
+    /// How many may read the past at once.
+    pub(super) readers: Arc<Semaphore>,
+    pub(super) tokens: Tokens,
+}
+
+/// A subscriber's end of the stream.
+#[derive(Debug)]
+pub struct Subscription {
+    filter: Arc<Filter>,
+    source: Source,
+    growth: watch::Receiver<u64>,
+    /// Everything up to here was told, or is not wanted.
+    position: Position,
+    place: Place,
+}
+
+#[derive(Debug)]
+enum Place {
+    Past(Past),
+    Live(Live),
+}
+
+/// Reading the table.
+#[derive(Debug, Default)]
+struct Past {
+    /// Where the batch that is being read ends in the ring, if it does.
+    goal: Option<Boundary>,
+    /// What was read, how much of it was told, and where the reader stands after all of it.
+    page: Option<(Arc<Page>, usize, Position)>,
+    reading: Option<Reading>,
+}
+
+/// A task of its own, so that a read goes on when its reader is not asked for anything.
+type Reading = JoinHandle<Result<(Page, Position), TailError>>;
+
+/// Reading the ring.
+#[derive(Debug)]
+struct Live {
+    line: u64,
+    next: u64,
+    /// The page that is being told, and how much of it was. It is the ring's: a reader that stands still keeps no page
+    /// that has to make room.
+    page: Option<(Weak<Page>, usize)>,
+}
+
+impl Subscription {
+    /// Stands at `start`; the ring has what follows `boundary`.
+    pub(super) fn new(filter: Filter, source: Source, start: Option<Position>, boundary: Boundary) -> Self {
+        let growth = source.presence.0.growth();
+        let place = match start {
+            Some(_) => Place::Past(Past::default()),
+            None => Place::Live(Live { line: boundary.line, next: boundary.next, page: None }),
+        };
+        let position = start.unwrap_or(Position::At(boundary.cursor));
+        Self { filter: Arc::new(filter), source, growth, position, place }
+    }
+
+    /// What comes next. Safe to drop while it waits.
+    pub async fn next(&mut self) -> Result<News, Ended> {
+        loop {
+            let told = match &mut self.place {
+                Place::Past(_) => self.next_past().await?,
+                Place::Live(_) => self.next_live().await?,
+            };
+            if let Some(news) = told {
+                return Ok(news);
+            }
+        }
+    }
+
+    /// The token to go on from after what was told last, or after all that there is where nothing passed the filter.
+    pub fn token(&self) -> String {
+        let tokens = &self.source.tokens;
+        match self.present() {
+            Some(present) => tokens.seal(&present, self.filter.scope()),
+            None => tokens.seal(&self.position, self.filter.scope()),
+        }
+    }
+
+    /// Where the tailer stands, if this reader has read all that it has.
+    fn present(&self) -> Option<Position> {
+        let Place::Live(Live { line, next, page: None }) = &self.place else { return None };
+        let boundary = self.source.presence.0.boundary()?;
+        (boundary.line == *line && boundary.next == *next).then_some(Position::At(boundary.cursor))
+    }
+
+    async fn next_live(&mut self) -> Result<Option<News>, Ended> {
+        let Place::Live(live) = &mut self.place else { return Ok(None) };
+        if let Some((page, told)) = &mut live.page {
+            let Some(page) = page.upgrade() else {
+                self.place = Place::Past(Past::default());
+                return Ok(None);
+            };
+            let found = page.events[*told..].iter().position(|event| self.filter.matches(event));
+            let place = found.map_or(page.events.len(), |place| *told + place + 1);
+            *told = place;
+            self.position = position_after(&page, place);
+            if place == page.events.len() {
+                live.page = None;
+            }
+            return Ok(found.map(|_| News::Event(page, place - 1)));
+        }
+        self.growth.borrow_and_update();
+        match self.source.presence.0.look(live.line, live.next) {
+            Look::Page(page) => {
+                live.page = Some((Arc::downgrade(&page), 0));
+                live.next += 1;
+            }
+            Look::NotYet => self.growth.changed().await.map_err(|_| Ended::Draining)?,
+            Look::Gone => self.place = Place::Past(Past::default()),
+            Look::Broken => return Err(Ended::Expired),
+            Look::Closed => return Err(Ended::Draining),
+        }
+        Ok(None)
+    }
+
+    async fn next_past(&mut self) -> Result<Option<News>, Ended> {
+        let Place::Past(past) = &mut self.place else { return Ok(None) };
+        if let Some((page, told, end)) = &mut past.page {
+            let Some(event) = page.events.get(*told) else {
+                self.position = end.clone();
+                past.page = None;
+                return Ok(None);
+            };
+            self.position = Position::Within(page.batch.clone(), event.key());
+            *told += 1;
+            return Ok(Some(News::Event(Arc::clone(page), *told - 1)));
+        }
+        if let Some(reading) = &mut past.reading {
+            let read = reading.await;
+            past.reading = None;
+            // Cancelled with the runtime, at the latest.
+            let (page, end) = read.map_err(|_| Ended::Draining)?.map_err(|error| match error {
+                TailError::Expired => Ended::Lagged,
+                TailError::Store(error) => Ended::Store(error),
+            })?;
+            past.page = Some((Arc::new(page), 0, end));
+            return Ok(None);
+        }
+        match &self.position {
+            Position::Within(batch, key) => {
+                past.reading = Some(self.source.read(batch.clone(), *key, &self.filter));
+                Ok(None)
+            }
+            Position::At(lower) => {
+                let lower = Arc::clone(lower);
+                if let Some(goal) = past.goal.take()
+                    && !matches!(self.source.presence.0.look(goal.line, goal.next), Look::Gone)
+                {
+                    self.place = Place::Live(Live { line: goal.line, next: goal.next, page: None });
+                    return Ok(Some(News::Present));
+                }
+                self.growth.borrow_and_update();
+                match self.source.presence.0.boundary() {
+                    Some(boundary) => {
+                        let batch = Batch { lower: Arc::clone(&lower), upper: Arc::clone(&boundary.cursor) };
+                        past.goal = Some(boundary);
+                        self.position = Position::Within(batch, Key::before(&lower.snapshot));
+                    }
+                    // The tailer is in the middle of a batch, and will push its next page.
+                    None => self.growth.changed().await.map_err(|_| Ended::Draining)?,
+                }
+                Ok(None)
+            }
+        }
+    }
+}
+
+/// Where a reader stands who has read so many of a page's rows.
+fn position_after(page: &Page, count: usize) -> Position {
+    match page.events.get(count.wrapping_sub(1)) {
+        Some(_) if count == page.events.len() && page.rest.is_none() => Position::At(Arc::clone(&page.batch.upper)),
+        Some(event) => Position::Within(page.batch.clone(), event.key()),
+        None => Position::Within(page.batch.clone(), Key::before(&page.batch.lower.snapshot)),
+    }
+}
+
+impl Source {
+    /// Reads the next page of the past, once it is this reader's turn: what of it passes the filter, and where it ends.
+    fn read(&self, batch: Batch, after: Key, filter: &Arc<Filter>) -> Reading {
+        let (store, readers, filter) = (Arc::clone(&self.store), Arc::clone(&self.readers), Arc::clone(filter));
+        tokio::spawn(async move {
+            let _turn = readers.acquire().await;
+            let (batch, after) = begin(&store, batch, after).await?;
+            let mut page = store.timeline_past(&batch, after, &filter.stored, PAGE_MAX).await?;
+            page.events.retain(|event| filter.matches(event));
+            let mut bytes = 0;
+            let fits = page.events.iter().take_while(|event| {
+                bytes += event.bytes();
+                bytes <= PAGE_BYTES_MAX
+            });
+            let count = fits.count().max(1);
+            if count < page.events.len() {
+                page.events.truncate(count);
+                page.events.shrink_to_fit();
+                page.rest = page.events.last().map(TimelineEvent::key);
+            }
+            let end = match page.rest {
+                Some(key) => Position::Within(batch, key),
+                None => Position::At(batch.upper),
+            };
+            Ok((page, end))
+        })
+    }
+}
+
+/// Finds where a beginning by time is, before its first row is read: here, where readers take turns, and not while the
+/// stream is opened, because thousands may be opened at once.
+async fn begin(store: &Store, batch: Batch, after: Key) -> Result<(Batch, Key), TailError> {
+    if !batch.lower.is_unrefined() || after != Key::before(&batch.lower.snapshot) {
+        return Ok((batch, after));
+    }
+    let lower = Arc::new(store.refined(&batch.lower, batch.upper.snapshot.xmax()).await?);
+    let after = Key::before(&lower.snapshot);
+    Ok((Batch { lower, upper: batch.upper }, after))
+}
