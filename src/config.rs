@@ -67,6 +67,7 @@ pub(crate) const SETTINGS: &[Setting] = &[
     Setting::new("auth", "none, api-key or mtls", Built::Yes),
     Setting::new("cloudevents.source", "the source of CloudEvents; {tenant} stands for the event's tenant", Built::Yes),
     Setting::new("database.connections", "connections to the database this replica opens at most", Built::Yes),
+    Setting::new("database.notify", "whether this replica wakes the others by NOTIFY", Built::Yes),
     Setting::new("database.url", "the primary, postgres://…", Built::Yes).secret().env("DATABASE_URL"),
     Setting::new("egress.allow_cidrs", "otherwise forbidden ranges that may be dialled, comma-separated", Built::Yes),
     Setting::new("egress.allow_http", "plain http receivers", Built::Yes),
@@ -168,6 +169,7 @@ impl Config {
             _ => Ok(text.to_owned()),
         });
         let connections_max = reader.get("database.connections", "12", |text| parse_within(text, 6, 1_000));
+        let notify = reader.get("database.notify", "true", parse_bool);
         let in_flight_max = reader.get("engine.in_flight_max", "16000", |text| parse_within(text, 1, 1_000_000));
         let global_rate = reader.get("rate.global_per_second", "unlimited", parse_rate);
         let tenant_rate = reader.get("rate.tenant_per_second", "unlimited", parse_rate);
@@ -193,6 +195,7 @@ impl Config {
             store: store::Config {
                 database_url: database_url?,
                 connections_max: u32::try_from(connections_max?).ok()?,
+                notify: notify?,
                 replica: replica_name(),
                 limits: store::Limits {
                     outstanding_max: outstanding_max?,

@@ -111,6 +111,8 @@ pub struct Store {
     tallies: Tallies,
     judges: Judges,
     stream_key: StreamKey,
+    /// Whether other replicas are told of what this one did.
+    notify: bool,
     /// Names this process in attempts.
     replica: String,
     /// The row in `replicas` without which claims of this process give nothing; `None` while it never joined the others:
@@ -145,6 +147,7 @@ impl Store {
             tallies: Tallies::default(),
             judges: Judges::default(),
             stream_key,
+            notify: config.notify,
             replica: config.replica.clone(),
             claims_as: RwLock::default(),
             hints: Hints::default(),

@@ -19,6 +19,8 @@ pub struct Config {
     pub database_url: String,
     /// How many connections this replica opens at most.
     pub connections_max: u32,
+    /// Whether it tells others of what it did. They find it without, later.
+    pub notify: bool,
     /// Names this process in attempts.
     pub replica: String,
     /// When publishes are refused or fail at once.

@@ -48,6 +48,7 @@ pub struct Session {
     /// Of one connection, the listener's.
     pool: PgPool,
     id: Uuid,
+    notify: bool,
 }
 
 /// Silent for this long is dead.
@@ -108,7 +109,7 @@ impl Store {
             sqlx::query(LOCK).bind(key_of(id)).execute(&mut listener).await?;
             Ok(listener)
         });
-        Ok(Session { listener: listener.await?, pool: pool.clone(), id })
+        Ok(Session { listener: listener.await?, pool: pool.clone(), id, notify: self.notify })
     }
 
     /// Joins the others in place of an `earlier` stay; `false` where there are too many. Nobody leaves a lane to this
@@ -156,8 +157,11 @@ impl Session {
         Ok(roll)
     }
 
-    /// Tells the others.
+    /// Tells the others, unless this replica is set to keep to itself: then they find it when they look.
     pub async fn tell(&mut self, note: &Note) -> Result<()> {
+        if !self.notify {
+            return Ok(());
+        }
         let payloads = note.payloads(self.id);
         soon(sqlx::query(NOTIFY).bind(CHANNEL).bind(payloads).execute(&mut self.listener)).await?;
         Ok(())

@@ -66,6 +66,7 @@ impl Stage {
             database_url: postgres.url(DATABASE),
             connections_max: 5,
             replica: "migrates".to_owned(),
+            notify: true,
             limits: Limits::default(),
             retention: Retention::default(),
         };

@@ -52,6 +52,7 @@ pub(crate) fn config(url: String) -> Config {
     Config {
         database_url: url,
         connections_max: 12,
+        notify: true,
         replica: "test".to_owned(),
         limits: Limits::default(),
         retention: Retention::default(),

@@ -138,6 +138,7 @@ async fn rows(cluster: &Cluster, payloads: &Payloads, span: Duration) -> Result<
     let config = Config {
         database_url,
         connections_max: 3,
+        notify: true,
         replica: "bench".to_owned(),
         limits: QueueLimits::default(),
         retention: Retention::default(),
