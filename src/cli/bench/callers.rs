@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::{Channel, Endpoint as Server};
 
-use super::stamp::{Payloads, wall_ns};
+use super::stamp::{self, Payloads, wall_ns};
 use crate::api::proto::publish_request::Body;
 use crate::api::proto::webhook_service_client::WebhookServiceClient;
 use crate::api::proto::{Endpoint, PublishRequest, RegisterEndpointRequest};
@@ -61,13 +61,27 @@ pub(super) struct Callers {
     last_failure: Mutex<String>,
     /// Ids of acknowledged deliveries, where they are kept.
     ids: Option<Mutex<Vec<String>>>,
+    /// Whether events carry their stamp as idempotency key, too: a stream shows that, and no payload.
+    stamps_keys: bool,
 }
 
 /// Lazy connections: they come back by themselves when the service does.
 pub(super) fn connect(service: SocketAddr, channels: usize) -> Result<Vec<Client>, Failure> {
-    let server = Server::from_shared(format!("http://{service}"))
-        .map_err(|error| Failure::internal(format!("the service's address: {error}")))?;
-    Ok((0..channels.max(1)).map(|_| Client::new(server.clone().timeout(CALL_TIMEOUT).connect_lazy())).collect())
+    Ok(clients(&server(service)?.timeout(CALL_TIMEOUT), channels))
+}
+
+/// The same for streams, which go on for as long as they are wanted.
+pub(super) fn connect_without_deadline(service: SocketAddr, channels: usize) -> Result<Vec<Client>, Failure> {
+    Ok(clients(&server(service)?, channels))
+}
+
+fn server(service: SocketAddr) -> Result<Server, Failure> {
+    Server::from_shared(format!("http://{service}"))
+        .map_err(|error| Failure::internal(format!("the service's address: {error}")))
+}
+
+fn clients(server: &Server, channels: usize) -> Vec<Client> {
+    (0..channels.max(1)).map(|_| Client::new(server.clone().connect_lazy())).collect()
 }
 
 /// Registers endpoints for the events published here; answers their ids in the same order.
@@ -104,7 +118,17 @@ impl Callers {
             failed: AtomicU64::new(0),
             last_failure: Mutex::default(),
             ids: keeps_ids.then(Mutex::default),
+            stamps_keys: false,
         })
+    }
+
+    /// Callers whose events can be timed in a stream: see [`stamp::sent_ns_of_key`].
+    pub(super) fn stamping_keys(clients: Vec<Client>, payload_bytes: usize) -> Arc<Self> {
+        let mut callers = Self::new(clients, payload_bytes, Audience::Everyone, false);
+        if let Some(callers) = Arc::get_mut(&mut callers) {
+            callers.stamps_keys = true;
+        }
+        callers
     }
 
     /// Events acknowledged so far.
@@ -177,6 +201,7 @@ impl Callers {
         let request = PublishRequest {
             event_type: EVENT_TYPE.to_owned(),
             body: Some(Body::Payload(self.payloads.stamped(sent_ns))),
+            idempotency_key: if self.stamps_keys { stamp::key(sent_ns, place) } else { String::new() },
             endpoint_ids: target.map(|target| target.id.clone()).into_iter().collect(),
             ..PublishRequest::default()
         };

@@ -62,6 +62,22 @@ pub(super) fn of(run: &RunReport) -> Vec<Check> {
                 let off = (limited.delivered_per_s / limited.expected_per_s - 1.0).abs();
                 checks.push(at_most(format!("{name}: delivered/s off the limits by"), off, 0.02));
             }
+            Outcome::Stream(stream) => {
+                let missing = stream.runs().iter().map(|run| run.missing + run.repeated).sum::<u64>();
+                checks.push(at_most(format!("{name}: missing or repeated transitions"), missing as f64, 0.0));
+                checks.push(at_most(format!("{name}: p99 ms"), stream.notified.latency.p99_ms, 250.0));
+                checks.push(at_most(format!("{name}: p99 ms without NOTIFY"), stream.unnotified.latency.p99_ms, 600.0));
+                checks.push(at_most(
+                    format!("{name}: p99 beside stalled streams over without"),
+                    stream.stalled_ratio,
+                    1.2,
+                ));
+                checks.push(at_least(
+                    format!("{name}: delivered/s with a stream over without"),
+                    stream.delivered_ratio,
+                    0.9,
+                ));
+            }
             Outcome::Kill(kill) => {
                 checks.push(at_most(format!("{name}: broken promises"), kill.failures().len() as f64, 0.0));
             }

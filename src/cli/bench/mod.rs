@@ -19,6 +19,7 @@ pub mod receiver;
 mod report;
 mod stage;
 mod stamp;
+mod stream;
 mod tally;
 mod usage;
 
@@ -50,6 +51,8 @@ Scenarios:
   refusing             100,000 deliveries waiting for an endpoint that refuses every connection
   thousand-limited     1,000 endpoints at one request a second, 100,000 deliveries waiting for them
   kill                 SIGKILL to the service 10 times and to PostgreSQL's work 3 times under load; counts, no times
+  stream               publish to stream at 2,000 transitions/s over 3 replicas: with and without NOTIFY, beside 1,000 streams
+                       that nobody reads; and `one` with a stream and without
   history              `one` with 10,000,000 settled rows and with none (minutes and gigabytes: only when named)
 
 Examples:
@@ -128,11 +131,12 @@ enum Scenario {
     Refusing,
     ThousandLimited,
     Kill,
+    Stream,
     History,
 }
 
 impl Scenario {
-    const DEFAULT: [Self; 8] = [
+    const DEFAULT: [Self; 9] = [
         Self::One,
         Self::Fanout10,
         Self::Thousand,
@@ -141,6 +145,7 @@ impl Scenario {
         Self::Refusing,
         Self::ThousandLimited,
         Self::Kill,
+        Self::Stream,
     ];
 
     const fn name(self) -> &'static str {
@@ -153,6 +158,7 @@ impl Scenario {
             Self::Refusing => "refusing",
             Self::ThousandLimited => "thousand-limited",
             Self::Kill => "kill",
+            Self::Stream => "stream",
             Self::History => "history",
         }
     }
@@ -164,7 +170,7 @@ impl Scenario {
             Self::Fanout10 => Some(Shape { endpoints: 10, silent: 0, in_turn: false }),
             Self::Thousand => Some(Shape { endpoints: 1_000, silent: 0, in_turn: true }),
             Self::Thousand100Silent => Some(Shape { endpoints: 1_000, silent: 100, in_turn: true }),
-            Self::Backlog | Self::Refusing | Self::ThousandLimited | Self::Kill | Self::History => None,
+            Self::Backlog | Self::Refusing | Self::ThousandLimited | Self::Kill | Self::Stream | Self::History => None,
         }
     }
 }
@@ -253,6 +259,7 @@ async fn measure(
         (Scenario::Backlog, _) => Outcome::Backlog(Box::new(backlog::run(cluster, args).await?)),
         (Scenario::Refusing, _) => Outcome::Refusing(gates::refusing(cluster, args).await?),
         (Scenario::ThousandLimited, _) => Outcome::Limited(gates::limited(cluster, args).await?),
+        (Scenario::Stream, _) => Outcome::Stream(Box::new(stream::run(cluster, args).await?)),
         (Scenario::History, _) => Outcome::History(Box::new(history::run(cluster, args).await?)),
         (_, Some(shape)) => {
             let hyper_per_s = bare.map_or(f64::NAN, |bare| bare.hyper_per_s);

@@ -12,6 +12,7 @@ use super::history::HistoryReport;
 use super::kill::KillReport;
 use super::limits::Limits;
 use super::load::LoadReport;
+use super::stream::StreamReport;
 use super::tally::Latency;
 
 /// Everything that a run measured.
@@ -47,6 +48,7 @@ pub(super) enum Outcome {
     History(Box<HistoryReport>),
     Refusing(RefusingReport),
     Limited(LimitedReport),
+    Stream(Box<StreamReport>),
     Kill(KillReport),
 }
 
@@ -84,6 +86,7 @@ impl RunReport {
                 Outcome::Refusing(refusing) => write_refusing(out, refusing)?,
                 Outcome::Limited(limited) => write_limited(out, limited)?,
                 Outcome::Kill(kill) => write_kill(out, kill)?,
+                Outcome::Stream(stream) => write_stream(out, stream)?,
             }
         }
         if with_statements {
@@ -219,6 +222,35 @@ fn write_limited(out: &mut String, limited: &LimitedReport) -> std::fmt::Result 
     )
 }
 
+fn write_stream(out: &mut String, stream: &StreamReport) -> std::fmt::Result {
+    writeln!(
+        out,
+        "\nstream: {:.0} transitions/s over {} replicas, from the publish call to a stream on each",
+        stream.notified.transitions_per_s, stream.replicas
+    )?;
+    writeln!(out, "                          p50 ms    p95 ms    p99 ms    peak RSS MB  missing  twice")?;
+    let stalled = format!("beside {} stalled", stream.stalled);
+    for (name, run) in [
+        ("with NOTIFY", &stream.notified),
+        ("without NOTIFY", &stream.unnotified),
+        (stalled.as_str(), &stream.beside_stalled),
+    ] {
+        writeln!(
+            out,
+            "  {name:<20}{}{:>15.1}{:>9}{:>7}",
+            quantiles(&run.latency),
+            run.peak_rss_mb,
+            run.missing,
+            run.repeated
+        )?;
+    }
+    writeln!(
+        out,
+        "  {:.0} delivered/s with a stream, {:.0} without: {:.2}",
+        stream.with_stream.delivered_per_s, stream.without_stream.delivered_per_s, stream.delivered_ratio
+    )
+}
+
 fn write_kill(out: &mut String, kill: &KillReport) -> std::fmt::Result {
     let failures = kill.failures();
     let verdict = if failures.is_empty() { "PASS" } else { "FAIL" };
@@ -252,6 +284,10 @@ fn write_statements(out: &mut String, scenario: &ScenarioReport) -> std::fmt::Re
         Outcome::Backlog(it) => vec![("without", &it.without.statements), ("with", &it.with.statements)],
         Outcome::History(it) => vec![("without", &it.without.statements), ("with", &it.with.statements)],
         Outcome::Refusing(_) | Outcome::Limited(_) | Outcome::Kill(_) => Vec::new(),
+        Outcome::Stream(stream) => vec![
+            ("without a stream", &stream.without_stream.statements[..]),
+            ("with a stream", &stream.with_stream.statements[..]),
+        ],
     };
     for (title, statements) in groups {
         writeln!(

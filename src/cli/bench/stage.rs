@@ -21,8 +21,17 @@ pub(super) struct Service {
 impl Service {
     /// Starts one over a database; `grpc` is where an earlier one listened whose callers come back.
     pub(super) async fn start(database_url: &str, grpc: Option<SocketAddr>) -> Result<Self, Failure> {
+        Self::start_with(database_url, grpc, &[]).await
+    }
+
+    /// The same with more settings, named as in the environment.
+    pub(super) async fn start_with(
+        database_url: &str,
+        grpc: Option<SocketAddr>,
+        settings: &[(&'static str, &str)],
+    ) -> Result<Self, Failure> {
         let grpc = grpc.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)));
-        let environment = [
+        let mut environment = vec![
             ("DATABASE_URL", database_url.to_owned()),
             ("HOOKLANE_AUTH", "none".to_owned()),
             ("HOOKLANE_EGRESS_ALLOW_HTTP", "true".to_owned()),
@@ -31,6 +40,7 @@ impl Service {
             ("HOOKLANE_OPS_ADDR", "127.0.0.1:0".to_owned()),
             ("HOOKLANE_LOG", "warn".to_owned()),
         ];
+        environment.extend(settings.iter().map(|(name, value)| (*name, (*value).to_owned())));
         let process = Process::start("the service", &["serve"], &environment).await?;
         let grpc = process.address("grpc")?;
         Ok(Self { process, grpc })

@@ -46,6 +46,16 @@ impl Payloads {
     }
 }
 
+/// An idempotency key that no other event has, and that tells when its event was sent.
+pub(super) fn key(sent_ns: u64, place: usize) -> String {
+    format!("{sent_ns}-{place}")
+}
+
+/// When the event with this key was sent.
+pub(super) fn sent_ns_of_key(key: &str) -> Option<u64> {
+    key.split_once('-')?.0.parse().ok()
+}
+
 /// When the payload inside `body` was sent.
 pub(super) fn sent_ns(body: &[u8]) -> Option<u64> {
     let marker = body.windows(MARKER.len()).position(|window| window == MARKER)?;
@@ -56,6 +66,11 @@ pub(super) fn sent_ns(body: &[u8]) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_tells_when_its_event_was_sent() {
+        assert_eq!((sent_ns_of_key(&key(77, 3)), sent_ns_of_key("77")), (Some(77), None));
+    }
 
     #[test]
     fn a_stamp_is_found_inside_an_envelope_and_the_size_is_kept() {

@@ -50,6 +50,24 @@ pub(super) struct Latency {
     pub(super) max_ms: f64,
 }
 
+impl Latency {
+    /// The quantiles of microseconds.
+    pub(super) fn of(micros: &Histogram<u64>) -> Self {
+        let quantile = |share| micros.value_at_quantile(share) as f64 / 1_000.0;
+        Self {
+            p50_ms: quantile(0.5),
+            p95_ms: quantile(0.95),
+            p99_ms: quantile(0.99),
+            max_ms: micros.max() as f64 / 1_000.0,
+        }
+    }
+}
+
+/// For latencies, in microseconds.
+pub(super) fn histogram() -> Histogram<u64> {
+    Histogram::new_with_max(LATENCY_US_MAX, 3).expect("an hour and three digits are within its bounds")
+}
+
 impl Report {
     /// Deliveries that arrived, each counted once.
     pub(super) const fn distinct(&self) -> u64 {
@@ -64,7 +82,7 @@ impl Tally {
             repeated: 0,
             silenced: 0,
             unstamped: 0,
-            window: Histogram::new_with_max(LATENCY_US_MAX, 3).expect("an hour and three digits are within its bounds"),
+            window: histogram(),
             seen: HashSet::new(),
             hasher: RandomState::new(),
             record: is_recording.then(HashMap::new),
@@ -100,19 +118,13 @@ impl Tally {
     }
 
     pub(super) fn report(&self) -> Report {
-        let quantile = |share| self.window.value_at_quantile(share) as f64 / 1_000.0;
         Report {
             arrived: self.arrived,
             repeated: self.repeated,
             silenced: self.silenced,
             unstamped: self.unstamped,
             in_window: self.window.len(),
-            latency: Latency {
-                p50_ms: quantile(0.5),
-                p95_ms: quantile(0.95),
-                p99_ms: quantile(0.99),
-                max_ms: self.window.max() as f64 / 1_000.0,
-            },
+            latency: Latency::of(&self.window),
         }
     }
 
