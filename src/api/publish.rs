@@ -1,6 +1,5 @@
 //! Publish and PublishBatch: answered once the events are committed.
 
-use futures::future::join_all;
 use prost::Message as _;
 use tonic::Status;
 
@@ -10,7 +9,7 @@ use super::proto::publish_batch_result::Result as BatchResult;
 use super::service::Webhooks;
 use crate::domain::Problem;
 use crate::domain::event::NewEvent;
-use crate::store::Published;
+use crate::store::{PublishError, Published};
 
 /// Events in one batch.
 const BATCH_MAX: usize = 1_000;
@@ -18,7 +17,8 @@ const BATCH_MAX: usize = 1_000;
 impl Webhooks {
     /// Publishes one event.
     pub(super) async fn publish_one(&self, request: proto::PublishRequest) -> Result<proto::PublishResponse, Status> {
-        self.commit(self.checked(request, Violations::new())?).await
+        let event = self.checked(request, Violations::new())?;
+        to_response(self.services.publisher.publish(event).await, Violations::new())
     }
 
     /// Publishes many; one that is refused does not hinder the others.
@@ -33,24 +33,47 @@ impl Webhooks {
             violations.invalid("requests", problem);
             return Err(violations.into_status());
         }
-        // All of them are submitted before any is waited for, so that they share commits.
-        let commits = request.requests.into_iter().enumerate().map(|(place, request)| async move {
-            self.commit(self.checked(request, Violations::of_request(place))?).await
+        // All of them are submitted before any is waited for, so that they share commits; in their order, for those
+        // that are ordered.
+        let mut events = Vec::with_capacity(count);
+        let checked: Vec<Result<(), Status>> = (request.requests.into_iter().enumerate())
+            .map(|(place, request)| {
+                events.push(self.checked(request, Violations::of_request(place))?);
+                Ok(())
+            })
+            .collect();
+        let mut answers = self.services.publisher.publish_in_order(events).await.into_iter();
+        let answered = checked.into_iter().enumerate().map(|(place, checked)| {
+            checked?;
+            to_response(answers.next().unwrap_or(Err(PublishError::Internal)), Violations::of_request(place))
         });
-        let results = join_all(commits).await.into_iter().map(batch_result).collect();
-        Ok(proto::PublishBatchResponse { results })
+        Ok(proto::PublishBatchResponse { results: answered.map(batch_result).collect() })
     }
 
     fn checked(&self, request: proto::PublishRequest, violations: Violations) -> Result<NewEvent, Status> {
-        event::from_proto(request, &self.config, violations)
-    }
-
-    async fn commit(&self, event: NewEvent) -> Result<proto::PublishResponse, Status> {
-        Ok(to_response(self.services.publisher.publish(event).await?))
+        event::from_proto(request, &self.config, self.services.store.clock().now(), violations)
     }
 }
 
-fn to_response(published: Published) -> proto::PublishResponse {
+/// The answer for an event; `v` takes what only its endpoints know to be wrong with it.
+fn to_response(outcome: Result<Published, PublishError>, mut v: Violations) -> Result<proto::PublishResponse, Status> {
+    let (field, problem) = match outcome {
+        Ok(published) => return Ok(published_to_proto(published)),
+        Err(PublishError::DeliverTimeInOrder(id)) => (
+            "deliver_time",
+            format!("is set, but {id} delivers in publish order; leave it unset, or do not name that endpoint"),
+        ),
+        Err(PublishError::OrderingKeyMissing(id)) => (
+            "ordering_key",
+            format!("is unset, but {id} orders by it; give the event a key, or do not name that endpoint"),
+        ),
+        Err(error) => return Err(error.into()),
+    };
+    v.invalid(field, Problem::new(problem));
+    Err(v.into_status())
+}
+
+fn published_to_proto(published: Published) -> proto::PublishResponse {
     let deliveries = published
         .deliveries
         .into_iter()

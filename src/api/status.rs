@@ -174,6 +174,9 @@ impl From<PublishError> for Status {
     fn from(error: PublishError) -> Self {
         match error {
             PublishError::EndpointNotFound(id) => endpoint_not_found(id),
+            // Named with their place in the request by the call itself.
+            PublishError::DeliverTimeInOrder(_) => invalid_fields(vec![("deliver_time".to_owned(), error.to_string())]),
+            PublishError::OrderingKeyMissing(_) => invalid_fields(vec![("ordering_key".to_owned(), error.to_string())]),
             PublishError::KeyConflict => refusal(
                 Code::AlreadyExists,
                 "IDEMPOTENCY_KEY_CONFLICT",

@@ -57,6 +57,7 @@ impl Webhooks {
     /// The event that the request tells; drawn like any other, and kept nowhere.
     fn test_event(&self, endpoint: &Endpoint, event_type: String, payload: Bytes) -> Event {
         Event {
+            schedule: Default::default(),
             id: EventId::from_uuid(self.services.store.clock().new_uuid()),
             tenant: endpoint.tenant.clone(),
             event_type: EventType::from_stored(event_type),

@@ -47,14 +47,19 @@ pub enum Unsent {
     Canceled,
     /// [`LOST_ATTEMPTS_MAX`] of its attempts were lost.
     LostTooOften,
+    /// It is worth nothing any more to who published it.
+    Expired,
 }
 
 /// Decides whether a claim's request leaves: `None` where it does.
-pub const fn unsent(cancel_requested: bool, lost_count: u32) -> Option<Unsent> {
+pub const fn unsent(cancel_requested: bool, lost_count: u32, is_expired: bool) -> Option<Unsent> {
     if cancel_requested {
         return Some(Unsent::Canceled);
     }
-    if lost_count >= LOST_ATTEMPTS_MAX { Some(Unsent::LostTooOften) } else { None }
+    if lost_count >= LOST_ATTEMPTS_MAX {
+        return Some(Unsent::LostTooOften);
+    }
+    if is_expired { Some(Unsent::Expired) } else { None }
 }
 
 /// What follows from an attempt.
@@ -150,10 +155,11 @@ mod tests {
     }
 
     #[test]
-    fn canceled_and_often_lost_deliveries_are_not_sent() {
-        assert_eq!(unsent(false, LOST_ATTEMPTS_MAX - 1), None);
-        assert_eq!(unsent(false, LOST_ATTEMPTS_MAX), Some(Unsent::LostTooOften));
-        assert_eq!(unsent(true, LOST_ATTEMPTS_MAX), Some(Unsent::Canceled));
+    fn canceled_often_lost_and_expired_deliveries_are_not_sent() {
+        assert_eq!(unsent(false, LOST_ATTEMPTS_MAX - 1, false), None);
+        assert_eq!(unsent(false, LOST_ATTEMPTS_MAX - 1, true), Some(Unsent::Expired));
+        assert_eq!(unsent(false, LOST_ATTEMPTS_MAX, true), Some(Unsent::LostTooOften));
+        assert_eq!(unsent(true, LOST_ATTEMPTS_MAX, true), Some(Unsent::Canceled));
     }
 
     #[test]

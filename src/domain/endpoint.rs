@@ -50,6 +50,10 @@ pub struct EndpointSpec {
     pub labels: BTreeMap<String, String>,
     /// The caller's own id, unique in the tenant.
     pub external_id: Option<String>,
+    /// In what order deliveries are made.
+    pub ordering: Ordering,
+    /// What follows in that order when one has failed for good.
+    pub on_failure: OnFailure,
 }
 
 /// An endpoint as the database holds it.
@@ -171,6 +175,28 @@ pub enum PayloadFormat {
     StandardWebhooks = 5,
 }
 
+/// In what order an endpoint's deliveries are made.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub enum Ordering {
+    /// As they fall due, many at once.
+    #[default]
+    Unordered = 1,
+    /// One at a time for each ordering key, in publish order.
+    ByKey = 2,
+    /// One at a time, in publish order.
+    Fifo = 3,
+}
+
+/// What an ordered endpoint does when the delivery at the head has no retry left.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub enum OnFailure {
+    /// Those behind it wait until somebody retries, cancels or deletes it.
+    #[default]
+    Block = 1,
+    /// Those behind it go on.
+    Skip = 2,
+}
+
 macro_rules! stored_enum {
     ($name:ident { $($variant:ident),* }) => {
         impl $name {
@@ -191,6 +217,8 @@ macro_rules! stored_enum {
 }
 pub(crate) use stored_enum;
 
+stored_enum!(Ordering { Unordered, ByKey, Fifo });
+stored_enum!(OnFailure { Block, Skip });
 stored_enum!(EndpointState { Active, Paused, Disabled });
 stored_enum!(CircuitState { Closed, Open, HalfOpen });
 stored_enum!(SignatureScheme { Timestamped, StandardWebhooks, StandardWebhooksEd25519, BodySha256, BodyHex });

@@ -11,6 +11,7 @@ use super::endpoint::EndpointSpec;
 use super::fields::{ContentType, Tenant};
 use super::id::{EndpointId, EventId};
 use super::pattern::EventType;
+use super::schedule::Schedule;
 use super::secret::Secret;
 
 /// A published event as the database holds it.
@@ -32,6 +33,8 @@ pub struct Event {
     pub metadata: BTreeMap<String, String>,
     /// Where CloudEvents bodies say it comes from; `None` means `/hooklane/<tenant>`.
     pub source: Option<Source>,
+    /// When and in what order it is delivered.
+    pub schedule: Schedule,
 }
 
 /// An event that a caller wants published: checked, not yet committed.
@@ -55,6 +58,8 @@ pub struct NewEvent {
     pub endpoint_ids: Vec<EndpointId>,
     /// An endpoint that comes with the event; `endpoint_ids` is empty then.
     pub inline_endpoint: Option<Arc<InlineEndpoint>>,
+    /// When and in what order it is delivered.
+    pub schedule: Schedule,
 }
 
 /// An address to deliver to that nobody registered. It is kept as an unlisted endpoint, one for each tenant, URL and
@@ -96,6 +101,7 @@ impl NewEvent {
             idempotency_key: self.idempotency_key,
             metadata: self.metadata,
             source: self.source,
+            schedule: self.schedule,
         }
     }
 }
@@ -114,6 +120,7 @@ pub(super) mod tests {
             idempotency_key: None,
             metadata: BTreeMap::new(),
             source: None,
+            schedule: Schedule::default(),
         }
     }
 }

@@ -20,6 +20,7 @@ pub mod pattern;
 pub mod rate;
 pub mod rendezvous;
 pub mod retry;
+pub mod schedule;
 pub mod secret;
 pub mod signature;
 pub mod time;

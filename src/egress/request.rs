@@ -244,6 +244,7 @@ mod tests {
                 idempotency_key: key.clone(),
                 metadata: Default::default(),
                 source: None,
+                schedule: Default::default(),
             };
             let user_agent = HeaderValue::from_static("hooklane/0");
             let request = |attempt, seconds: i64| {

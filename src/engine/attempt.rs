@@ -13,6 +13,7 @@ use crate::domain::attempt::AttemptOutcome;
 use crate::domain::delivery::{Decision, LOST_ATTEMPTS_MAX, Unsent, is_endpoints_doing, lane_hold, settle, unsent};
 use crate::domain::event::Event;
 use crate::domain::id::EndpointId;
+use crate::domain::time::Timestamp;
 use crate::egress::Outgoing;
 use crate::store::{AttemptRecord, CANCELED_REASON, Claimed, Completion, Settlement};
 
@@ -41,14 +42,18 @@ pub(super) struct Ended {
 
 /// Sends one delivery and hands its result to the completer.
 pub(super) async fn run(shared: Arc<Shared>, ready: Ready, ended: mpsc::UnboundedSender<Ended>) {
+    // Nothing that speaks against the receiver.
+    let is_probe = ready.claimed.openings > 0;
+    let nothing = Ended { endpoint: ready.claimed.endpoint, is_answered: true, is_success: None, is_probe, hold: None };
     if Instant::now() >= ready.start_by {
-        // Nothing that speaks against the receiver.
-        let is_probe = ready.claimed.openings > 0;
-        let nothing =
-            Ended { endpoint: ready.claimed.endpoint, is_answered: true, is_success: None, is_probe, hold: None };
         let _ = ended.send(nothing);
         shared.leases.drop_all([ready.claimed.id]);
         return release(&shared, vec![ready.claimed]).await;
+    }
+    // Claimed ahead, it may have waited past its time.
+    if let Some(settlement) = without_request(&ready.claimed, shared.store.clock().now()) {
+        let _ = ended.send(nothing);
+        return shared.record(completion_without_request(&ready.claimed, settlement), None).await;
     }
     let Ready { claimed, endpoint, event, .. } = ready;
     let outgoing = Outgoing {
@@ -89,13 +94,16 @@ pub(super) async fn run(shared: Arc<Shared>, ready: Ready, ended: mpsc::Unbounde
             is_operational: event.event_type.is_operational(),
         }),
         settlement,
+        order_key: claimed.order_key,
     };
     shared.record(completion, judgement).await;
 }
 
 /// What a claim comes to that is not to be sent; `None` where it is.
-pub(super) fn without_request(claimed: &Claimed) -> Option<Settlement> {
-    Some(match unsent(claimed.cancel_requested, claimed.lost_count)? {
+pub(super) fn without_request(claimed: &Claimed, now: Timestamp) -> Option<Settlement> {
+    let is_expired = claimed.expire_at.is_some_and(|at| at <= now);
+    Some(match unsent(claimed.cancel_requested, claimed.lost_count, is_expired)? {
+        Unsent::Expired => Settlement::Expired,
         Unsent::Canceled => Settlement::Canceled(CANCELED_REASON.to_owned()),
         Unsent::LostTooOften => {
             Settlement::Failed(format!("{LOST_ATTEMPTS_MAX} attempts were lost with their workers"))
@@ -112,5 +120,6 @@ pub(super) fn completion_without_request(claimed: &Claimed, settlement: Settleme
         attempt_count: claimed.attempt.saturating_sub(1),
         attempt: None,
         settlement,
+        order_key: claimed.order_key.clone(),
     }
 }

@@ -51,7 +51,8 @@ pub(super) async fn claim(shared: &Shared, asked: &mut [LaneRequest], unsure: &[
 }
 
 async fn prepare(shared: &Shared, claimed: &[Claimed], start_by: Instant) -> store::Result<Vec<Ready>> {
-    let sendable = || claimed.iter().filter(|one| attempt::without_request(one).is_none());
+    // By the time of the claim, so that the scheduler finds the same.
+    let sendable = || claimed.iter().filter(|one| attempt::without_request(one, one.claimed_at).is_none());
     let versions = sendable().map(|one| (one.endpoint, one.endpoint_version)).collect();
     let endpoints = shared.roster.current(&shared.store, &versions).await?;
     let events = shared.store.payloads(&sendable().map(|one| one.event).collect::<Vec<_>>()).await?;

@@ -263,7 +263,7 @@ mod tests {
     fn the_sweep_tells_of_what_changed_unheard() {
         let now = Instant::now();
         let mut gate = Gate::new(now);
-        let due = Due { endpoint: EndpointId::from_uuid(uuid::Uuid::nil()), at: at(1) };
+        let due = Due { endpoint: EndpointId::from_uuid(uuid::Uuid::nil()), at: at(1), priority: None };
         let seen = |version, circuit_until| Swept { due, version, circuit_until };
         assert!(gate.agrees(&seen(7, None)) && !gate.agrees(&seen(7, Some(at(9)))));
         gate.take_in(&Gates { circuit_until: Some(at(9)), ..gates(7, None) }, Some(now), now);

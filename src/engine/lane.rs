@@ -2,11 +2,12 @@
 //!
 //! The file is long because its rules and their tests belong side by side.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::attempt::Ended;
 use super::gate::Gate;
+use crate::domain::schedule::{ByPriority, Priority, Shares};
 use crate::domain::time::Timestamp;
 
 /// One endpoint's place in the scheduler; `R` is a claimed delivery that is ready to be sent.
@@ -18,8 +19,6 @@ pub(super) struct Lane<R> {
     ready: VecDeque<R>,
     /// Since when the first of `ready` waits, at least.
     ready_since: Instant,
-    /// Rows asked for in a claim under way.
-    asked: u32,
     /// What other replicas have in flight at the endpoint, from when the lane was theirs.
     elsewhere: u32,
     /// Whether that is yet to be found out.
@@ -29,22 +28,52 @@ pub(super) struct Lane<R> {
     max_in_flight: u32,
     /// Requests that the receiver is trusted with at once, within the cap: more as it answers.
     trust: u32,
-    /// Whether work may be due.
-    awake: bool,
     /// Whether a claim for this lane is under way.
     claiming: bool,
     /// Whether it stands in the scheduler's queue.
     pub(super) queued: bool,
-    /// Nothing due before this is waiting, as far as we know.
-    low_water: Timestamp,
+    /// What is known of each priority, and how they have shared the lane's room.
+    parts: ByPriority<Part>,
+    shares: Shares,
     /// Set while a Retry-After holds the lane.
     held_until: Option<Instant>,
     pub(super) gate: Gate,
     /// When the scheduler looks at it because a gate opens.
     pub(super) opening: Option<Instant>,
     /// Alarms set for it.
-    pub(super) alarms: usize,
+    pub(super) alarms: BTreeSet<Alarm>,
+    /// Whether more may fall due than alarms are set for.
+    pub(super) overlooks: bool,
     last_active: Instant,
+}
+
+/// When to wake a lane, for what is due of a priority, or of any.
+pub(super) type Alarm = (Timestamp, Option<Priority>);
+
+/// One priority's part of a lane.
+#[derive(Debug, Clone, Copy)]
+struct Part {
+    /// Whether work may be due.
+    awake: bool,
+    /// Rows asked for in a claim under way.
+    asked: u32,
+    /// Nothing due before this is waiting, as far as we know.
+    low_water: Timestamp,
+}
+
+impl Part {
+    const UNKNOWN: Self = Self { awake: false, asked: 0, low_water: Timestamp::from_micros(i64::MIN) };
+}
+
+/// What a claim asks for of one priority.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Ask {
+    pub(super) priority: Priority,
+    pub(super) room: u32,
+    /// Rows that the same claim asks for before it.
+    pub(super) before: u32,
+    /// Where it may start.
+    pub(super) low_water: Timestamp,
 }
 
 /// What a hungry lane asks for.
@@ -74,28 +103,31 @@ impl<R> Lane<R> {
             running: 0,
             ready: VecDeque::new(),
             ready_since: now,
-            asked: 0,
             elsewhere: 0,
             unsure: false,
             ended: 0,
             max_in_flight,
             trust: TRUST_MIN,
-            awake: false,
             claiming: false,
             queued: false,
-            low_water: Timestamp::from_micros(i64::MIN),
+            parts: [Part::UNKNOWN; Priority::COUNT],
+            shares: Shares::NONE,
             held_until: None,
             gate: Gate::new(since),
             opening: None,
-            alarms: 0,
+            alarms: BTreeSet::new(),
+            overlooks: false,
             last_active: now,
         }
     }
 
-    /// Work is, or will by then be, due at `at`.
-    pub(super) fn wake(&mut self, at: Timestamp) {
-        self.awake = true;
-        self.low_water = self.low_water.min(at);
+    /// Work is, or will by then be, due at `at`, of this priority, or of any where that is unknown.
+    pub(super) fn wake(&mut self, at: Timestamp, priority: Option<Priority>) {
+        for known in Priority::ALL.into_iter().filter(|one| priority.is_none_or(|priority| priority == *one)) {
+            let part = &mut self.parts[known.place()];
+            part.awake = true;
+            part.low_water = part.low_water.min(at);
+        }
     }
 
     /// What to claim now. `is_crowded` says that the process as a whole has as many requests under way as it should:
@@ -107,7 +139,7 @@ impl<R> Lane<R> {
         let (cap, ahead) =
             if is_crowded { (1, 0) } else { (self.in_flight_max(), self.ended.min(self.in_flight_max())) };
         let held = self.held();
-        let is_hungry = self.awake && !self.claiming && !self.is_held(now);
+        let is_hungry = self.is_awake() && !self.claiming && !self.is_held(now);
         let ready = u32::try_from(self.ready.len()).unwrap_or(u32::MAX);
         let allowance = if is_hungry { self.gate.allowance(self.elsewhere > 0, now) } else { 0 };
         let room = (cap + ahead).saturating_sub(held).min(allowance.saturating_sub(ready)).min(CLAIM_MAX);
@@ -116,37 +148,56 @@ impl<R> Lane<R> {
         Appetite { room: if is_worth_it { room } else { 0 }, held, ahead }
     }
 
-    /// A claim of `room` rows begins; answers where it may start.
-    pub(super) fn begin_claim(&mut self, room: u32) -> Timestamp {
+    /// A claim of `room` rows begins, shared among the priorities that may have work.
+    pub(super) fn begin_claim(&mut self, room: u32) -> impl Iterator<Item = Ask> + use<R> {
         self.claiming = true;
-        self.awake = false;
         self.ended = 0;
-        self.asked = room;
-        self.low_water
+        let shares = self.shares.split(room, self.parts.map(|part| part.awake));
+        let mut before = 0;
+        let mut asks = ByPriority::default();
+        for priority in Priority::ALL {
+            let (part, room) = (&mut self.parts[priority.place()], shares[priority.place()]);
+            if room > 0 {
+                (part.awake, part.asked) = (false, room);
+                asks[priority.place()] = Some(Ask { priority, room, before, low_water: part.low_water });
+                before += room;
+            }
+        }
+        asks.into_iter().flatten()
     }
 
-    /// The claim, begun at `asked_at`, gave `taken` rows, the last of them due at `last_due`, where the endpoint's own
-    /// cap admitted `admitted`.
-    pub(super) fn end_claim(&mut self, taken: u32, admitted: u32, last_due: Option<Timestamp>, asked_at: Timestamp) {
+    /// The claim, begun at `asked_at`, gave `taken` rows of a priority, the last of them due at `last_due`, where the
+    /// endpoint's own cap admitted `admitted`. One that gave less than it was asked for leaves its room to the others.
+    pub(super) fn end_claim(
+        &mut self,
+        priority: Priority,
+        taken: u32,
+        admitted: u32,
+        last_due: Option<Timestamp>,
+        asked_at: Timestamp,
+    ) {
         self.claiming = false;
-        let is_exhausted = taken < self.asked.min(admitted);
-        self.asked = 0;
+        let part = &mut self.parts[priority.place()];
+        let is_exhausted = taken < part.asked.min(admitted);
+        part.asked = 0;
         // Woken meanwhile: `wake` has lowered the mark to what it was told of, and it must stay there.
-        let was_woken = self.awake;
-        self.awake |= !is_exhausted;
+        let was_woken = part.awake;
+        part.awake |= !is_exhausted;
         let seen = if is_exhausted { Some(asked_at) } else { last_due };
         if let Some(seen) = seen
             && !was_woken
         {
-            self.low_water = self.low_water.max(Timestamp::from_micros(seen.micros() - LOOK_BACK_MICROS));
+            part.low_water = part.low_water.max(Timestamp::from_micros(seen.micros() - LOOK_BACK_MICROS));
         }
     }
 
     /// The claim failed: everything is as before it.
-    pub(super) const fn abandon_claim(&mut self) {
+    pub(super) fn abandon_claim(&mut self) {
         self.claiming = false;
-        self.awake = true;
-        self.asked = 0;
+        for part in &mut self.parts {
+            part.awake |= part.asked > 0;
+            part.asked = 0;
+        }
     }
 
     /// A claimed delivery is ready to be sent.
@@ -176,7 +227,7 @@ impl<R> Lane<R> {
             return Vec::new();
         }
         self.ended = 0;
-        self.awake = true;
+        self.parts.iter_mut().for_each(|part| part.awake = true);
         self.ready.drain(..).collect()
     }
 
@@ -193,7 +244,7 @@ impl<R> Lane<R> {
     /// When more may start or be claimed than now, because a gate opens by itself; `None` also where nothing waits.
     pub(super) fn opens_at(&self, now: Instant) -> Option<Instant> {
         let has_ready = !self.ready.is_empty();
-        if has_ready || self.awake { self.gate.opens_at(has_ready, now) } else { None }
+        if has_ready || self.is_awake() { self.gate.opens_at(has_ready, now) } else { None }
     }
 
     /// A request has ended.
@@ -248,14 +299,15 @@ impl<R> Lane<R> {
         self.doubt();
         self.gate = Gate::new(now);
         (self.elsewhere, self.ended) = (0, 0);
-        self.awake = true;
-        self.low_water = Timestamp::from_micros(i64::MIN);
+        self.wake(Timestamp::from_micros(i64::MIN), None);
     }
 
     /// The lane is another replica's from now on. Answers what is to be handed back; requests under way go on.
     pub(super) fn leave(&mut self, now: Instant) -> Vec<R> {
         let given_up = self.give_up_ready(now, None);
-        (self.awake, self.held_until, self.alarms, self.elsewhere, self.opening) = (false, None, 0, 0, None);
+        (self.held_until, self.elsewhere, self.overlooks, self.opening) = (None, 0, false, None);
+        self.alarms.clear();
+        self.parts.iter_mut().for_each(|part| part.awake = false);
         given_up
     }
 
@@ -268,12 +320,16 @@ impl<R> Lane<R> {
     pub(super) fn is_idle(&self, now: Instant, idle_after: Duration) -> bool {
         self.held() == 0
             // What waits for a stopped endpoint is found again when it goes on.
-            && (!self.awake || self.gate.is_stopped())
+            && (!self.is_awake() || self.gate.is_stopped())
             && !self.claiming
-            && self.alarms == 0
+            && self.alarms.is_empty()
             && self.gate.is_forgettable(now)
             && !self.is_held(now)
             && now.saturating_duration_since(self.last_active) > idle_after
+    }
+
+    fn is_awake(&self) -> bool {
+        self.parts.iter().any(|part| part.awake)
     }
 
     fn is_held(&self, now: Instant) -> bool {
@@ -282,7 +338,8 @@ impl<R> Lane<R> {
 
     /// Requests under way, here and elsewhere, rows that are ready, rows asked for.
     fn held(&self) -> u32 {
-        self.running + self.elsewhere + u32::try_from(self.ready.len()).unwrap_or(u32::MAX) + self.asked
+        let asked: u32 = self.parts.iter().map(|part| part.asked).sum();
+        self.running + self.elsewhere + u32::try_from(self.ready.len()).unwrap_or(u32::MAX) + asked
     }
 }
 
@@ -303,8 +360,21 @@ mod tests {
 
     fn awake(max_in_flight: u32, now: Instant) -> Lane<u8> {
         let mut lane = Lane::new(max_in_flight, now, now);
-        lane.wake(at(1));
+        lane.wake(at(1), NORMAL);
         lane
+    }
+
+    const NORMAL: Option<Priority> = Some(Priority::Normal);
+
+    /// Begins a claim of NORMAL rows; answers where it starts.
+    fn begin(lane: &mut Lane<u8>, room: u32) -> Timestamp {
+        let asks: Vec<_> = lane.begin_claim(room).collect();
+        assert_eq!(asks.iter().map(|ask| (ask.priority, ask.room)).collect::<Vec<_>>(), [(Priority::Normal, room)]);
+        asks[0].low_water
+    }
+
+    fn end(lane: &mut Lane<u8>, taken: u32, admitted: u32, last_due: Option<Timestamp>) {
+        lane.end_claim(Priority::Normal, taken, admitted, last_due, at(10));
     }
 
     #[test]
@@ -322,9 +392,9 @@ mod tests {
     fn a_claim_that_gives_less_than_it_may_puts_the_lane_to_sleep() {
         let now = Instant::now();
         let mut lane = awake(3, now);
-        lane.begin_claim(3);
+        begin(&mut lane, 3);
         assert_eq!(lane.appetite(now, false), Appetite { room: 0, held: 3, ahead: 0 });
-        lane.end_claim(1, 3, Some(at(1)), at(10));
+        end(&mut lane, 1, 3, Some(at(1)));
         lane.make_ready(7, now);
         assert_eq!(lane.appetite(now, false), Appetite { room: 0, held: 1, ahead: 0 });
         assert_eq!((lane.start_next(now), lane.start_next(now)), (Some(7), None));
@@ -336,10 +406,10 @@ mod tests {
     fn a_full_claim_stays_awake_and_goes_on_behind_what_it_took() {
         let now = Instant::now();
         let mut lane = awake(2, now);
-        lane.begin_claim(2);
-        lane.end_claim(2, 2, Some(at(5)), at(10));
+        begin(&mut lane, 2);
+        end(&mut lane, 2, 2, Some(at(5)));
         assert_eq!(lane.appetite(now, false).room, 2);
-        assert_eq!(lane.begin_claim(2).micros(), at(5).micros() - LOOK_BACK_MICROS);
+        assert_eq!(begin(&mut lane, 2).micros(), at(5).micros() - LOOK_BACK_MICROS);
     }
 
     #[test]
@@ -440,17 +510,35 @@ mod tests {
         assert!(lane.is_empty());
         lane.take_over(now);
         assert_eq!(lane.appetite(now, false).room, 1);
-        assert_eq!(lane.begin_claim(1), Timestamp::from_micros(i64::MIN), "from the beginning");
+        let from: Vec<_> = lane.begin_claim(1).map(|ask| ask.low_water).collect();
+        assert_eq!(from, [Timestamp::from_micros(i64::MIN)], "from the beginning");
     }
 
     #[test]
     fn a_hint_during_a_claim_is_not_lost() {
         let now = Instant::now();
         let mut lane = awake(2, now);
-        lane.begin_claim(2);
-        lane.wake(at(3));
-        lane.end_claim(0, 2, None, at(10));
+        begin(&mut lane, 2);
+        lane.wake(at(3), NORMAL);
+        end(&mut lane, 0, 2, None);
         assert_eq!(lane.appetite(now, false).room, 2);
-        assert!(lane.begin_claim(1) <= at(3));
+        assert!(begin(&mut lane, 1) <= at(3));
+    }
+
+    #[test]
+    fn priorities_share_the_room_and_leave_theirs_when_they_are_exhausted() {
+        let now = Instant::now();
+        let mut lane = awake(12, now);
+        lane.wake(at(2), None);
+        let asks: Vec<_> = lane.begin_claim(12).map(|ask| (ask.priority, ask.room, ask.before)).collect();
+        assert_eq!(asks, [(Priority::High, 8, 0), (Priority::Normal, 3, 8), (Priority::Low, 1, 11)]);
+        assert_eq!(lane.appetite(now, false).held, 12);
+        lane.end_claim(Priority::High, 2, 8, Some(at(2)), at(10));
+        lane.end_claim(Priority::Normal, 3, 3, Some(at(2)), at(10));
+        lane.end_claim(Priority::Low, 1, 1, Some(at(2)), at(10));
+        let asks: Vec<_> = lane.begin_claim(4).map(|ask| (ask.priority, ask.room, ask.before)).collect();
+        assert_eq!(asks, [(Priority::Normal, 3, 0), (Priority::Low, 1, 3)]);
+        lane.abandon_claim();
+        assert_eq!(lane.begin_claim(4).count(), 2, "as before the claim that failed");
     }
 }

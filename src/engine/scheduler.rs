@@ -6,6 +6,7 @@
 //!
 //! The file is long because the loop and what it calls are read together.
 
+mod alarms;
 mod gates;
 mod handover;
 mod quotas;
@@ -19,6 +20,7 @@ use tokio::sync::{Notify, broadcast, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use self::alarms::Ahead;
 use self::gates::Learning;
 use self::handover::Passing;
 pub use self::quotas::Rates;
@@ -26,11 +28,12 @@ use self::quotas::{Grant, Quotas};
 use self::sweep::{SWEEP_EVERY_MIN, pauses, sweep};
 use super::attempt::{self, Ended, Ready};
 use super::claims::{Done, claim, release};
-use super::lane::{Appetite, Lane};
+use super::lane::{Appetite, Ask, Lane};
 use super::membership::{Membership, Tenure, View};
 use super::{COMPLETIONS_MAX, Config, Shared, sleep_until};
 use crate::domain::endpoint::MAX_IN_FLIGHT_DEFAULT;
 use crate::domain::id::EndpointId;
+use crate::domain::schedule::Priority;
 use crate::domain::time::Timestamp;
 use crate::store::{self, Claimed, Due, Hint, LaneRequest, Swept};
 
@@ -40,10 +43,6 @@ const CLAIMS_MAX: usize = 2;
 const LANES_MAX: usize = 256;
 /// Rows of one claim statement, about: one more lane than that may be asked for.
 const ROWS_MAX: u32 = 512;
-/// Alarms of one lane; what is due beyond them the sweep finds.
-const ALARMS_MAX: usize = 64;
-/// Alarms are set on multiples of this, in microseconds, so that retries of one moment share one.
-const ALARM_GRAIN_MICROS: i64 = 20_000;
 /// A lane without work is forgotten after this.
 const IDLE_AFTER: Duration = Duration::from_secs(60);
 /// What was claimed ahead is handed back when it could not be started for this long.
@@ -66,6 +65,7 @@ pub(super) async fn run(
         lanes: HashMap::new(),
         hungry: VecDeque::new(),
         alarms: BTreeSet::new(),
+        ahead: Ahead::default(),
         held: 0,
         claims: JoinSet::new(),
         paused_until: None,
@@ -84,6 +84,7 @@ pub(super) async fn run(
     let mut ended_batch = Vec::new();
     loop {
         scheduler.claim_for_the_hungry();
+        scheduler.look_ahead();
         let (alarm, opening) = (scheduler.next_alarm(), scheduler.next_opening());
         tokio::select! {
             () = shutdown.cancelled() => break,
@@ -91,7 +92,7 @@ pub(super) async fn run(
                 Ok(Hint::Made(due) | Hint::Heard(due)) => due.iter().for_each(|one| scheduler.learn(*one)),
                 Ok(Hint::Changed(endpoint)) => scheduler.take_in_change(endpoint),
                 Ok(Hint::ChangedElsewhere(changed)) => changed.iter().for_each(|one| scheduler.take_in_change(*one)),
-                Ok(Hint::Look) => scheduler.hurry.notify_one(),
+                Ok(Hint::Look) => scheduler.look_at_everything(),
                 // Whatever was missed, the sweep finds.
                 Err(broadcast::error::RecvError::Lagged(_)) => {}
                 Err(broadcast::error::RecvError::Closed) => break,
@@ -108,6 +109,7 @@ pub(super) async fn run(
             handover = membership.next() => scheduler.change_hands(handover),
             followed = scheduler.passing.followed() => scheduler.take_in_followed(followed),
             read = scheduler.learning.read() => scheduler.take_in_gates(read),
+            seen = scheduler.ahead.seen() => scheduler.take_in_seen(seen),
             () = sleep_until(alarm) => scheduler.ring_alarms(),
             () = sleep_until(opening) => scheduler.open_gates(),
         }
@@ -131,7 +133,8 @@ struct Scheduler {
     /// Lanes that may be hungry, in turn, each once.
     hungry: VecDeque<EndpointId>,
     /// When to wake which lane.
-    alarms: BTreeSet<(Timestamp, EndpointId)>,
+    alarms: BTreeSet<(Timestamp, EndpointId, Option<Priority>)>,
+    ahead: Ahead,
     /// Requests under way, rows ready to be sent and rows asked for.
     held: usize,
     claims: JoinSet<Claim>,
@@ -173,7 +176,7 @@ impl Scheduler {
             self.set_alarm(due, now);
             return;
         }
-        self.lane(due.endpoint, now).wake(due.at);
+        self.lane(due.endpoint, now).wake(due.at, due.priority);
         self.queue(due.endpoint);
     }
 
@@ -198,40 +201,7 @@ impl Scheduler {
         let stuck = self.lanes.values_mut().flat_map(|lane| lane.give_up_ready(now, Some(READY_MAX))).collect();
         self.hand_back(stuck);
         found.iter().for_each(|seen| self.take_in_swept(seen));
-    }
-
-    fn set_alarm(&mut self, due: Due, now: Instant) {
-        if !self.view.owns(due.endpoint) {
-            return;
-        }
-        let grains = due.at.micros().div_euclid(ALARM_GRAIN_MICROS) + 1;
-        let at = Timestamp::from_micros(grains * ALARM_GRAIN_MICROS);
-        let lane = self.lane(due.endpoint, now);
-        if lane.alarms < ALARMS_MAX && self.alarms.insert((at, due.endpoint)) {
-            self.lane(due.endpoint, now).alarms += 1;
-        }
-    }
-
-    /// When to look at the alarms next, if at any time.
-    fn next_alarm(&self) -> Option<Instant> {
-        let first = self.alarms.first().map(|(at, _)| self.shared.store.clock().instant_of(*at));
-        self.paused_until.into_iter().chain(first).min()
-    }
-
-    fn ring_alarms(&mut self) {
-        if self.paused_until.is_some_and(|until| until <= Instant::now()) {
-            self.paused_until = None;
-        }
-        let now = self.shared.store.clock().now();
-        while let Some((at, endpoint)) = self.alarms.first().copied().filter(|(at, _)| *at <= now) {
-            self.alarms.pop_first();
-            if let Some(lane) = self.lanes.get_mut(&endpoint) {
-                lane.alarms -= 1;
-                // The alarm was rounded up; what it was set for is due a little before it.
-                lane.wake(Timestamp::from_micros(at.micros() - ALARM_GRAIN_MICROS));
-                self.queue(endpoint);
-            }
-        }
+        self.ahead.was_told_to_look = false;
     }
 
     /// Starts claims for hungry lanes, as many as may be under way.
@@ -297,8 +267,16 @@ impl Scheduler {
             let (version, circuit_until) = lane.gate.known();
             rows += room;
             self.held += room as usize;
-            let low_water = lane.begin_claim(room);
-            asked.push(LaneRequest { endpoint, room, held, ahead, low_water, version, circuit_until });
+            asked.extend(lane.begin_claim(room).map(|Ask { priority, room, before, low_water }| LaneRequest {
+                endpoint,
+                priority,
+                room,
+                held: held + before,
+                ahead,
+                low_water,
+                version,
+                circuit_until,
+            }));
         }
         asked
     }
@@ -322,9 +300,9 @@ impl Scheduler {
             }
         };
         self.take_in_elsewhere(&done.elsewhere);
-        let mut taken: HashMap<EndpointId, (u32, Timestamp)> = HashMap::with_capacity(claim.asked.len());
+        let mut taken: HashMap<(EndpointId, Priority), (u32, Timestamp)> = HashMap::with_capacity(claim.asked.len());
         for one in &done.claimed {
-            let (count, last) = taken.entry(one.endpoint).or_insert((0, one.due_at));
+            let (count, last) = taken.entry((one.endpoint, one.priority)).or_insert((0, one.due_at));
             *count += 1;
             *last = (*last).max(one.due_at);
         }
@@ -341,7 +319,9 @@ impl Scheduler {
             .chain(done.ready.iter().map(|ready| (ready.claimed.endpoint, ready.endpoint.max_in_flight)))
             .collect();
         for request in &claim.asked {
-            let (count, last) = taken.get(&request.endpoint).map_or((0, None), |(count, last)| (*count, Some(*last)));
+            let (count, last) = taken
+                .get(&(request.endpoint, request.priority))
+                .map_or((0, None), |(count, last)| (*count, Some(*last)));
             let unused = request.room.saturating_sub(count);
             self.held -= unused as usize;
             if let Some(lane) = self.lanes.get_mut(&request.endpoint) {
@@ -355,7 +335,7 @@ impl Scheduler {
                     Some(cap) => (cap + request.ahead).saturating_sub(request.held),
                     None => request.room,
                 };
-                lane.end_claim(count, admitted, last, claim.asked_at);
+                lane.end_claim(request.priority, count, admitted, last, claim.asked_at);
             }
             self.queue(request.endpoint);
         }
@@ -380,7 +360,7 @@ impl Scheduler {
         }
         self.held -= unsent.len();
         for claimed in unsent.into_values() {
-            let settlement = attempt::without_request(&claimed)
+            let settlement = attempt::without_request(&claimed, claimed.claimed_at)
                 .unwrap_or_else(|| store::Settlement::Failed("the event's payload is no longer kept".to_owned()));
             let completion = attempt::completion_without_request(&claimed, settlement);
             let shared = Arc::clone(&self.shared);

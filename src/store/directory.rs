@@ -4,7 +4,7 @@
 //! an older one, so an entry is never trusted, only likely right.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{self, AtomicBool};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use sqlx::Row;
@@ -13,7 +13,7 @@ use super::connections::Connections;
 use super::endpoints::rows::read_patterns;
 use super::error::Result;
 use super::types::stored;
-use crate::domain::endpoint::PayloadFormat;
+use crate::domain::endpoint::{Ordering, PayloadFormat};
 use crate::domain::fields::Tenant;
 use crate::domain::filter::Filter;
 use crate::domain::id::EndpointId;
@@ -49,10 +49,11 @@ pub(super) struct TenantEndpoints {
 pub(super) struct Recipient {
     pub(super) id: EndpointId,
     pub(super) format: PayloadFormat,
+    pub(super) ordering: Ordering,
 }
 
 const LOAD: &str = "
-select coalesce(t.config_version, 0) as version, e.id, e.event_types, e.payload_format, e.filter
+select coalesce(t.config_version, 0) as version, e.id, e.event_types, e.payload_format, e.filter, e.ordering
 from (select $1::text as tenant) q
 left join tenants t on t.tenant = q.tenant
 left join endpoints e on e.tenant = q.tenant and e.delete_time is null and e.inline_digest is null
@@ -81,7 +82,7 @@ impl Directory {
 
     /// The tenant's endpoints, where filters are known at all: most installations have none, and need not look.
     pub(super) fn known_with_filters(&self, tenant: &Tenant) -> Option<Arc<TenantEndpoints>> {
-        if self.has_filters.load(Ordering::Relaxed) { self.known(tenant) } else { None }
+        if self.has_filters.load(atomic::Ordering::Relaxed) { self.known(tenant) } else { None }
     }
 
     /// Reads the tenant's endpoints anew.
@@ -102,10 +103,15 @@ impl Directory {
             let filter = row.try_get::<Option<&str>, _>("filter")?;
             let filter =
                 filter.map(|text| compiled.get(text).map_or_else(|| Filter::from_stored(text), |&f| f.clone()));
-            loaded.add(Recipient { id: EndpointId::from_uuid(id), format }, read_patterns(&patterns)?, filter);
+            let ordering = stored("ordering", row.try_get("ordering")?, Ordering::from_number)?;
+            loaded.add(
+                Recipient { id: EndpointId::from_uuid(id), format, ordering },
+                read_patterns(&patterns)?,
+                filter,
+            );
         }
         if !loaded.filters.is_empty() {
-            self.has_filters.store(true, Ordering::Relaxed);
+            self.has_filters.store(true, atomic::Ordering::Relaxed);
         }
         let loaded = Arc::new(loaded);
         let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
@@ -184,7 +190,11 @@ mod tests {
         for (place, (id, texts)) in ids.iter().zip(wants).enumerate() {
             let patterns = texts.iter().map(|text| EventPattern::parse(text).expect("valid")).collect();
             let filter = (place % 2 == 1).then(|| Filter::from_stored("true"));
-            tenant.add(Recipient { id: *id, format: PayloadFormat::Raw }, patterns, filter);
+            tenant.add(
+                Recipient { id: *id, format: PayloadFormat::Raw, ordering: Ordering::Unordered },
+                patterns,
+                filter,
+            );
         }
         let found = |event_type| tenant.matching(event_type).iter().map(|r| r.id).collect::<Vec<_>>();
         assert_eq!(found("order.created"), ids[..3]);

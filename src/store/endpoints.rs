@@ -122,18 +122,18 @@ with made as (
   insert into endpoints (id, tenant, url, shown_url, description, event_types, signature_scheme, payload_format,
                          retry_policy, timeout_ms, max_in_flight, labels, external_id, headers,
                          event_retry_policies, filter, rate_per_second, rate_burst, circuit_threshold,
-                         circuit_open_ms, circuit_open_max_ms, disable_failures, disable_failing_ms, inline_digest,
-                         state, version, create_time, update_time)
+                         circuit_open_ms, circuit_open_max_ms, disable_failures, disable_failing_ms, ordering,
+                         ordering_on_failure, inline_digest, state, version, create_time, update_time)
   values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24,
-          1, 1, now(), now())
+          $25, $26, 1, 1, now(), now())
   on conflict (inline_digest) where inline_digest is not null and delete_time is null do nothing
   returning id
 ), moved as (
-  insert into tenants as t (tenant, config_version) select $2, 1 where $24::bytea is null
+  insert into tenants as t (tenant, config_version) select $2, 1 where $26::bytea is null
   on conflict (tenant) do update set config_version = t.config_version + 1
 ), secret as (
   insert into endpoint_secrets (endpoint_id, version, secret, create_time, public_key)
-  select id, 1, $25, now(), $26 from made
+  select id, 1, $27, now(), $28 from made
 ), health as (
   insert into endpoint_health (endpoint_id) select id from made
 )
@@ -170,7 +170,7 @@ with changed as (
          payload_format = $8, retry_policy = $9, timeout_ms = $10, max_in_flight = $11, labels = $12,
          external_id = $13, headers = $14, event_retry_policies = $15, filter = $16, rate_per_second = $17,
          rate_burst = $18, circuit_threshold = $19, circuit_open_ms = $20, circuit_open_max_ms = $21,
-         disable_failures = $22, disable_failing_ms = $23, version = version + 1, update_time = now(),
+         disable_failures = $22, disable_failing_ms = $23, ordering = $24, ordering_on_failure = $25, version = version + 1, update_time = now(),
          circuit_until = case
            when $19 = 0 then null
            when circuit_open_ms = $20 and circuit_open_max_ms = $21 then circuit_until
@@ -200,7 +200,7 @@ select count(*) from gone";
 const LANE_ENDPOINTS: &str = "
 select e.id, e.version, e.url, e.headers, e.retry_policy, e.event_retry_policies, e.timeout_ms, e.max_in_flight,
        e.rate_per_second, e.rate_burst, e.circuit_threshold, e.circuit_open_ms, e.circuit_open_max_ms,
-       e.disable_failures, e.disable_failing_ms, s.secrets, s.schemes, s.expire_times
+       e.disable_failures, e.disable_failing_ms, e.ordering, s.secrets, s.schemes, s.expire_times
 from endpoints e
 cross join lateral (
   select array_agg(secret order by version desc) as secrets,

@@ -71,7 +71,7 @@ pub enum HeldUp {
 
 /// Reads by `endpoints_pkey`.
 pub(super) const GATES: &str = "
-select e.id, e.tenant, e.version, e.state, e.max_in_flight, e.rate_per_second, e.rate_burst, e.circuit_threshold,
+select e.id, e.tenant, e.version, e.state, case e.ordering when 3 then 1 else e.max_in_flight end, e.rate_per_second, e.rate_burst, e.circuit_threshold,
        e.circuit_until
 from endpoints e where e.id = any($1) and e.delete_time is null";
 

@@ -65,7 +65,9 @@ impl Hints {
             self.grown.send_modify(|count| *count += 1);
         }
         if !work.endpoints.is_empty() {
-            self.give(Hint::Heard(work.endpoints.iter().map(|id| Due { endpoint: *id, at: work.at }).collect()));
+            self.give(Hint::Heard(
+                work.endpoints.iter().map(|id| Due { endpoint: *id, at: work.at, priority: None }).collect(),
+            ));
         }
         if !work.changed.is_empty() {
             self.give(Hint::ChangedElsewhere(work.changed.as_slice().into()));

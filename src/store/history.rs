@@ -42,10 +42,14 @@ pub struct DeliveryRow {
     pub priority: i16,
     /// The event's key.
     pub idempotency_key: Option<String>,
+    /// The event's key that endpoints may order by.
+    pub ordering_key: Option<String>,
     /// The replay that made it anew.
     pub replay_of: Option<ReplayId>,
-    /// When it is (or was) due; `None` once it is settled.
+    /// When it is (or was) due; `None` once it is settled, and while it is parked behind others.
     pub due_at: Option<Timestamp>,
+    /// What it waits for, where that is something else than its turn among those that are due.
+    pub waits: Option<Waits>,
     /// When it came to its end.
     pub settle_time: Option<Timestamp>,
     /// The last response's status, 0 where none came.
@@ -56,6 +60,22 @@ pub struct DeliveryRow {
     pub cancel_requested: bool,
     /// What holds it up at its endpoint, where something does.
     pub held_up: Option<HeldUp>,
+}
+
+/// What a delivery waits for that is not due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Waits {
+    /// The time it was put off to, or the one of its retry.
+    Time,
+    /// Its expire_time, which comes before its retry would.
+    Expiry,
+    /// The first of those it is ordered behind.
+    Behind {
+        /// That delivery.
+        first: DeliveryId,
+        /// Whether it has failed, so that somebody must retry, cancel or delete it.
+        has_failed: bool,
+    },
 }
 
 /// A delivery with everything that is known of it.
@@ -69,13 +89,34 @@ pub struct DeliveryRecord {
     pub event: Option<Arc<Event>>,
 }
 
-const ONE: &str = "
+/// The keys of a delivery's event, the replay that made it, and what it waits for: the first of those before it and the
+/// failed one that blocks them, whether its time is to come, and whether it expires before. For a row `d`.
+macro_rules! beside_delivery {
+    () => {
+        "(select array[v.idempotency_key, v.ordering_key] from events v where v.id = d.event_id),
+       (select r.replay_id from replay_deliveries r where r.delivery_id = d.id),
+       case when d.due_at > now() and d.state <> 2 then (
+         select array[(select k.blocked_by from order_keys k where k.endpoint_id = o.endpoint_id and k.key = o.order_key),
+                      (select f.id from outstanding f where f.endpoint_id = o.endpoint_id and f.order_key = o.order_key
+                       order by f.endpoint_id, f.order_key, f.seq limit 1)]
+         from outstanding o where o.id = d.id and o.due_at = 'infinity') end,
+       d.due_at > now() and d.state <> 2,
+       d.due_at > now() and d.state <> 2
+         and exists (select from outstanding o where o.id = d.id and o.expire_at < o.due_at and o.due_at < 'infinity')"
+    };
+}
+pub(super) use beside_delivery;
+
+const ONE: &str = concat!(
+    "
 select d.id, d.event_id, d.endpoint_id, d.tenant, d.event_type, d.state, d.reason, d.attempt_count, d.priority,
        d.due_at, d.settle_time, d.last_status, d.last_error, d.cancel_requested,
-       (select v.idempotency_key from events v where v.id = d.event_id),
-       (select r.replay_id from replay_deliveries r where r.delivery_id = d.id),
+       ",
+    beside_delivery!(),
+    ",
        d.attempt_started_at, d.trigger, d.replica, (select e.shown_url from endpoints e where e.id = d.endpoint_id)
-from deliveries d where d.id = $1";
+from deliveries d where d.id = $1"
+);
 
 /// Reads by `timeline_attempts`; the time leaves out the days before the delivery was made.
 const ATTEMPTS: &str = "
@@ -86,7 +127,8 @@ where delivery_id = $1 and time >= $2 and number is not null
 order by number, time";
 
 const EVENT: &str = "
-select id, tenant, event_type, payload, content_type, idempotency_key, metadata, cloudevents_source
+select id, tenant, event_type, payload, content_type, idempotency_key, metadata, cloudevents_source, priority,
+       ordering_key, deliver_time, expire_time
 from events where id = $1";
 
 impl Store {
@@ -124,6 +166,8 @@ impl Store {
 /// Reads the columns of `ONE` and of the lists.
 pub(super) fn read_row(row: &PgRow) -> Result<DeliveryRow> {
     let time = |column: usize| -> Result<_> { Ok(row.try_get::<Option<PgTime>, _>(column)?.map(|time| time.0)) };
+    let [idempotency_key, ordering_key] = read_keys(row, 14)?;
+    let waits = read_waits(row)?;
     Ok(DeliveryRow {
         id: DeliveryId::from_uuid(row.try_get(0)?),
         event: EventId::from_uuid(row.try_get(1)?),
@@ -134,14 +178,37 @@ pub(super) fn read_row(row: &PgRow) -> Result<DeliveryRow> {
         reason: row.try_get(6)?,
         attempt_count: count(row.try_get(7)?),
         priority: row.try_get(8)?,
-        due_at: time(9)?,
+        due_at: time(9)?.filter(|_| !matches!(waits, Some(Waits::Behind { .. }))),
+        waits,
         settle_time: time(10)?,
         last_status: count(row.try_get(11)?),
         last_error: row.try_get(12)?,
         cancel_requested: row.try_get(13)?,
-        idempotency_key: row.try_get(14)?,
+        idempotency_key,
+        ordering_key,
         replay_of: row.try_get::<Option<Uuid>, _>(15)?.map(ReplayId::from_uuid),
         held_up: None,
+    })
+}
+
+/// The idempotency and ordering key of an event; none once its payload's retention is over.
+pub(super) fn read_keys(row: &PgRow, column: usize) -> Result<[Option<String>; 2]> {
+    let keys: Option<Vec<Option<String>>> = row.try_get(column)?;
+    Ok(keys.and_then(|keys| keys.try_into().ok()).unwrap_or_default())
+}
+
+fn read_waits(row: &PgRow) -> Result<Option<Waits>> {
+    let ids: Option<Vec<Option<Uuid>>> = row.try_get(16)?;
+    if let Some([blocked_by, first]) = ids.and_then(|ids| <[Option<Uuid>; 2]>::try_from(ids).ok()) {
+        let behind = |id| Waits::Behind { first: DeliveryId::from_uuid(id), has_failed: blocked_by.is_some() };
+        return Ok(blocked_by.or(first).map(behind));
+    }
+    let is_to_come = row.try_get::<Option<bool>, _>(17)?.unwrap_or_default();
+    let is_to_expire = row.try_get::<Option<bool>, _>(18)?.unwrap_or_default();
+    Ok(match (is_to_come, is_to_expire) {
+        (true, true) => Some(Waits::Expiry),
+        (true, false) => Some(Waits::Time),
+        _ => None,
     })
 }
 
@@ -166,23 +233,23 @@ fn read_attempt(row: &PgRow) -> Result<Attempt> {
 
 /// The attempt that the delivery's own row tells of.
 fn read_attempt_in_flight(row: &PgRow, number: u32) -> Result<Option<Attempt>> {
-    let started: Option<PgTime> = row.try_get(16)?;
+    let started: Option<PgTime> = row.try_get(19)?;
     let Some(PgTime(start_time)) = started else { return Ok(None) };
-    let trigger: Option<i16> = row.try_get(17)?;
+    let trigger: Option<i16> = row.try_get(20)?;
     Ok(Some(Attempt {
         number,
         trigger: stored("trigger", trigger.unwrap_or_default(), AttemptTrigger::from_number)?,
         outcome: None,
         start_time,
         duration: Duration::ZERO,
-        url: row.try_get::<Option<String>, _>(19)?.unwrap_or_default(),
+        url: row.try_get::<Option<String>, _>(22)?.unwrap_or_default(),
         status: 0,
         response_headers: Vec::new(),
         response_body: bytes::Bytes::new(),
         response_truncated: false,
         error: String::new(),
         next_attempt_time: None,
-        replica_id: row.try_get::<Option<String>, _>(18)?.unwrap_or_default(),
+        replica_id: row.try_get::<Option<String>, _>(21)?.unwrap_or_default(),
     }))
 }
 

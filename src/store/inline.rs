@@ -9,7 +9,7 @@ use super::directory::Recipient;
 use super::endpoints::rows::read_spec;
 use super::error::{Error, Result};
 use super::types::stored;
-use crate::domain::endpoint::PayloadFormat;
+use crate::domain::endpoint::{Ordering, PayloadFormat};
 use crate::domain::event::InlineEndpoint;
 use crate::domain::fields::Tenant;
 use crate::domain::id::EndpointId;
@@ -20,7 +20,7 @@ select e.* from endpoints e where e.inline_digest = $1 and e.inline_digest is no
 
 /// Reads by `endpoints_pkey`.
 const NAMED: &str = "
-select e.id, e.payload_format from endpoints e
+select e.id, e.payload_format, e.ordering from endpoints e
 where e.id = any($1) and e.tenant = $2 and e.inline_digest is not null and e.delete_time is null";
 
 /// How often it is tried to make the endpoint what the caller wants, while others change it. Whoever loses each time
@@ -31,13 +31,13 @@ impl Store {
     /// The endpoint that comes with an event, made or changed where it must be.
     pub(super) async fn inline_recipient(&self, tenant: &Tenant, inline: &InlineEndpoint) -> Result<Recipient> {
         let digest = inline.digest(tenant);
-        let format = inline.spec.payload_format;
+        let (format, ordering) = (inline.spec.payload_format, inline.spec.ordering);
         let mut known = None;
         for _ in 0..TRIES {
             let found = sqlx::query(FIND).bind(digest.as_slice()).fetch_optional(&self.reader).await?;
             let Some(row) = found else {
                 match self.insert_endpoint(tenant, &inline.spec, &inline.secret, Some(&digest)).await? {
-                    Some(id) => return Ok(Recipient { id, format }),
+                    Some(id) => return Ok(Recipient { id, format, ordering }),
                     // Somebody else has made it meanwhile.
                     None => continue,
                 }
@@ -45,9 +45,9 @@ impl Store {
             let id = EndpointId::from_uuid(row.try_get("id")?);
             let version: i64 = row.try_get("version")?;
             if read_spec(&row)? == inline.spec || self.replace_spec(id, version, &inline.spec).await? {
-                return Ok(Recipient { id, format });
+                return Ok(Recipient { id, format, ordering });
             }
-            known = Some(Recipient { id, format });
+            known = Some(Recipient { id, format, ordering });
         }
         known.ok_or_else(|| Error::Unreadable("an unlisted endpoint that comes and goes".to_owned()))
     }
@@ -59,7 +59,8 @@ impl Store {
         rows.iter()
             .map(|row| {
                 let format = stored("payload format", row.try_get("payload_format")?, PayloadFormat::from_number)?;
-                Ok(Recipient { id: EndpointId::from_uuid(row.try_get("id")?), format })
+                let ordering = stored("ordering", row.try_get("ordering")?, Ordering::from_number)?;
+                Ok(Recipient { id: EndpointId::from_uuid(row.try_get("id")?), format, ordering })
             })
             .collect()
     }

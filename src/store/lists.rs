@@ -14,7 +14,7 @@ use sqlx::{AssertSqlSafe, Postgres, Row};
 
 use super::Store;
 use super::error::Result;
-use super::history::{DeliveryRow, read_row};
+use super::history::{DeliveryRow, beside_delivery, read_row};
 use super::types::regex_of;
 use crate::domain::delivery::DeliveryState;
 use crate::domain::fields::Tenant;
@@ -184,8 +184,7 @@ impl<'f> Statement<'f> {
         write!(
             self.sql,
             "
-select d.*, (select v.idempotency_key from events v where v.id = d.event_id),
-       (select r.replay_id from replay_deliveries r where r.delivery_id = d.id),
+select d.*, {},
        b.outstanding_stop, b.stop, b.is_exceeded
 from (
   select greatest({}) as stop, {} as outstanding_stop, {is_exceeded} as is_exceeded,
@@ -193,6 +192,7 @@ from (
 ) b
 left join (select * from ({}) d order by d.id desc limit $8) d on true
 order by d.id desc",
+            beside_delivery!(),
             stops.join(", "),
             if tables.contains(&Table::Outstanding) { self.stop(Table::Outstanding) } else { "null::uuid".to_owned() },
             all.join(" union all "),
@@ -333,9 +333,9 @@ impl Store {
         let mut page =
             Page { rows: Vec::with_capacity(read.len()), stop: None, outstanding_stop: None, is_exceeded: false };
         for row in &read {
-            page.outstanding_stop = id_of(row, 16)?;
-            page.stop = id_of(row, 17)?;
-            page.is_exceeded = row.try_get(18)?;
+            page.outstanding_stop = id_of(row, 19)?;
+            page.stop = id_of(row, 20)?;
+            page.is_exceeded = row.try_get(21)?;
             if id_of(row, 0)?.is_some_and(|id| page.stop.is_none_or(|stop| id >= stop)) {
                 page.rows.push(read_row(row)?);
             }

@@ -12,6 +12,7 @@ mod dead_letters;
 mod directory;
 mod endpoints;
 mod error;
+mod expire;
 mod failures;
 mod filter_errors;
 mod gates;
@@ -22,6 +23,7 @@ mod inline;
 mod lists;
 mod notes;
 mod operate;
+mod order;
 mod partitions;
 mod pausing;
 #[doc(hidden)]
@@ -55,15 +57,16 @@ pub use self::error::{Error, Result};
 pub use self::failures::FailurePage;
 pub use self::gates::{Failing, Gates, HeldUp};
 pub use self::hints::Hint;
-pub use self::history::{DeliveryRecord, DeliveryRow};
+pub use self::history::{DeliveryRecord, DeliveryRow, Waits};
 pub use self::lists::DeliveryFilter;
 pub use self::notes::{NAMED_MAX, Note, Work};
 pub use self::operate::{CancelRefused, RetryRefused};
+pub use self::order::{Place as OrderPlace, Walk as OrderWalk};
 pub use self::pool::{Config, ConnectError, Retention};
 pub use self::publish::{PublishError, Published, PublishedDelivery, Publisher};
 pub use self::queue::{
-    AttemptRecord, CANCELED_REASON, Claimed, Claims, Completion, Due, Elsewhere, Followed, LEASE, LaneRequest, Settled,
-    Settlement, Swept,
+    AttemptRecord, CANCELED_REASON, Claimed, Claims, Completion, Due, EXPIRED_REASON, Elsewhere, Followed, LEASE,
+    LaneRequest, Settled, Settlement, Swept,
 };
 pub use self::replicas::{DEAD_AFTER, Replica, Roll, Session};
 pub use self::secrets::{RotateError, Rotation};

@@ -42,32 +42,39 @@ pub enum CancelRefused {
     Store(#[from] super::Error),
 }
 
-/// A waiting retry becomes due now with a fresh budget. Locks one row by `outstanding_pkey`.
+/// A waiting retry becomes due now with a fresh budget; one that is parked behind others stays there. Locks one row by
+/// `outstanding_pkey`.
 const RETRY_WAITING: &str = "
 with retried as (
   update outstanding o
-  set due_at = now(), claim_gen = o.claim_gen + 1, retries_spent = 0, lost_count = 0, trigger = 2
+  set due_at = case when o.due_at = 'infinity' then o.due_at else now() end, claim_gen = o.claim_gen + 1,
+      retries_spent = 0, lost_count = 0, trigger = 2, expire_at = case when o.expire_at > now() then o.expire_at end
   where o.id = $1 and o.state = 3
     and exists (select from endpoints e where e.id = o.endpoint_id and e.delete_time is null)
   returning *
 ), told as (
   insert into timeline (time, delivery_id, endpoint_id, event_id, kind, state, priority, attempt_count,
                         next_attempt_at, tenant, event_type)
-  select now(), id, endpoint_id, event_id, 8, state, priority, attempt_count, due_at, tenant, event_type from retried
+  select now(), id, endpoint_id, event_id, 8, state, priority, attempt_count, nullif(due_at, 'infinity'), tenant,
+         event_type
+  from retried
 )
 select endpoint_id from retried";
 
-/// A settled one goes back to the outstanding: attempt numbers go on, the fence grows, the budget is fresh.
+/// A settled one goes back to the outstanding: attempt numbers go on, the fence grows, the budget is fresh. One of an
+/// ordered endpoint takes its place again, or another ([`super::order`]).
 const RETRY_SETTLED: &str = "
 with taken as (
   delete from settled_failed f
-  where f.id = $1 and exists (select from endpoints e where e.id = f.endpoint_id and e.delete_time is null)
+  where f.id = $1 and f.order_key is null
+    and exists (select from endpoints e where e.id = f.endpoint_id and e.delete_time is null)
   returning *
 ), retried as (
   insert into outstanding (id, endpoint_id, event_id, due_at, claim_gen, attempt_count, last_status, state, priority,
-                           payload_format, trigger, tenant, event_type, last_error)
+                           payload_format, trigger, tenant, event_type, last_error, expire_at)
   select id, endpoint_id, event_id, now(), claim_gen + 1, attempt_count, last_status,
-         case when attempt_count > 0 then 3 else 1 end, priority, payload_format, 2, tenant, event_type, last_error
+         case when attempt_count > 0 then 3 else 1 end, priority, payload_format, 2, tenant, event_type, last_error,
+         case when expire_at > now() then expire_at end
   from taken
   returning *
 ), told as (
@@ -77,22 +84,48 @@ with taken as (
 )
 select endpoint_id from retried";
 
-/// One that waits is canceled at once. Locks one row by `outstanding_pkey`.
-const CANCEL_WAITING: &str = "
+/// Ends deliveries that wait: takes those that the condition names, and puts them on record as settled in a state (a
+/// number of the contract) for a reason.
+macro_rules! end_waiting {
+    ($condition:literal, $state:literal, $reason:literal $(,)?) => {
+        concat!(
+            "
 with taken as (
-  delete from outstanding o where o.id = $1 and o.state <> 2 returning *
+  delete from outstanding o where o.state <> 2 and ",
+            $condition,
+            " returning *
 ), moved as (
   insert into settled_failed (id, endpoint_id, event_id, settle_time, claim_gen, attempt_count, last_status, state,
-                              priority, payload_format, tenant, event_type, reason, last_error)
-  select id, endpoint_id, event_id, now(), claim_gen + 1, attempt_count, last_status, 6, priority, payload_format,
-         tenant, event_type, $2, last_error
+                              priority, payload_format, tenant, event_type, reason, last_error, order_key, seq,
+                              expire_at)
+  select id, endpoint_id, event_id, now(), claim_gen + 1, attempt_count, last_status, ",
+            $state,
+            ", priority, payload_format, tenant, event_type, ",
+            $reason,
+            ", last_error, order_key, seq, expire_at
   from taken
 ), told as (
   insert into timeline (time, delivery_id, endpoint_id, event_id, kind, state, priority, attempt_count, reason, tenant,
                         event_type)
-  select now(), id, endpoint_id, event_id, 6, 6, priority, attempt_count, $2, tenant, event_type from taken
+  select now(), id, endpoint_id, event_id, ",
+            $state,
+            ", ",
+            $state,
+            ", priority, attempt_count, ",
+            $reason,
+            ", tenant, event_type
+  from taken
 )
-select endpoint_id from taken";
+select endpoint_id, order_key from taken"
+        )
+    };
+}
+pub(super) use end_waiting;
+
+/// One that waits is canceled at once; the head of a key only with what follows from that ([`super::order`]). Locks one
+/// row by `outstanding_pkey`.
+const CANCEL_WAITING: &str =
+    end_waiting!("o.id = $1 and (o.order_key is null or o.due_at = 'infinity')", "6", "$2::text");
 
 /// One in flight ends its attempt first; the claim stays valid so that the attempt's result is kept.
 const CANCEL_IN_FLIGHT: &str = "
@@ -113,9 +146,10 @@ with picked as materialized (
   delete from outstanding o where o.id = any(array(select id from picked)) returning *
 ), moved as (
   insert into settled_failed (id, endpoint_id, event_id, settle_time, claim_gen, attempt_count, last_status, state,
-                              priority, payload_format, tenant, event_type, reason, last_error)
+                              priority, payload_format, tenant, event_type, reason, last_error, order_key, seq,
+                              expire_at)
   select id, endpoint_id, event_id, now(), claim_gen + 1, attempt_count, last_status, 6, priority, payload_format,
-         tenant, event_type, $3, last_error
+         tenant, event_type, $3, last_error, order_key, seq, expire_at
   from taken
 ), told as (
   insert into timeline (time, delivery_id, endpoint_id, event_id, kind, state, priority, attempt_count, number,
@@ -160,6 +194,9 @@ impl Store {
             self.announce(endpoint, 1);
             return Ok(());
         }
+        if self.retry_ordered(id).await? {
+            return Ok(());
+        }
         let row = self.delivery_row(id).await?.ok_or(RetryRefused::NotFound)?;
         Err(match row.state {
             DeliveryState::Succeeded => RetryRefused::Succeeded,
@@ -168,22 +205,20 @@ impl Store {
         })
     }
 
-    /// Cancels a delivery: at once where it waits, after its attempt where one is under way.
+    /// Cancels a delivery: at once where it waits, after its attempt where one is under way. Of those that failed one can
+    /// be canceled that others wait for.
     pub async fn cancel(&self, id: DeliveryId) -> std::result::Result<(), CancelRefused> {
         // Between the two statements it may be claimed or handed back, so both are tried more than once.
         for _ in 0..3 {
-            let waiting = sqlx::query_scalar(CANCEL_WAITING)
-                .bind(id.uuid())
-                .bind(CANCELED_REASON)
-                .fetch_optional(&self.engine)
-                .await;
-            if let Some(endpoint) = waiting.map_err(super::Error::from)? {
+            let waiting =
+                sqlx::query_as(CANCEL_WAITING).bind(id.uuid()).bind(CANCELED_REASON).fetch_optional(&self.engine).await;
+            if let Some((endpoint, _)) = waiting.map_err(super::Error::from)?.map(|row: (Uuid, Option<String>)| row) {
                 self.backlog.change([(EndpointId::from_uuid(endpoint), -1)]);
                 self.hint(Vec::new());
                 return Ok(());
             }
             let in_flight = sqlx::query_scalar(CANCEL_IN_FLIGHT).bind(id.uuid()).fetch_optional(&self.engine).await;
-            if in_flight.map_err(super::Error::from)?.is_some_and(|_: Uuid| true) {
+            if in_flight.map_err(super::Error::from)?.is_some_and(|_: Uuid| true) || self.cancel_ordered(id).await? {
                 return Ok(());
             }
             match self.delivery_row(id).await? {
@@ -222,9 +257,9 @@ impl Store {
         Ok(())
     }
 
-    fn announce(&self, endpoint: Uuid, added: i64) {
+    pub(super) fn announce(&self, endpoint: Uuid, added: i64) {
         let endpoint = EndpointId::from_uuid(endpoint);
         self.backlog.change([(endpoint, added)]);
-        self.hint(vec![Due { endpoint, at: self.clock.now() }]);
+        self.hint(vec![Due { endpoint, at: self.clock.now(), priority: None }]);
     }
 }

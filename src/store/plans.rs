@@ -7,7 +7,7 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, PgConnection, Row};
 
 use super::lists::DeliveryFilter;
-use super::{gates, lists, pool, queue, tail};
+use super::{expire, gates, lists, order, pool, queue, tail};
 
 /// A statement and the types of its parameters.
 #[derive(Debug, Clone, Copy)]
@@ -24,7 +24,7 @@ pub struct Guarded {
 pub const CLAIM: Guarded = Guarded {
     name: "claim",
     sql: queue::CLAIM,
-    types: "uuid[], int[], timestamptz[], float8, text, int[], int[], uuid, bigint[], timestamptz[]",
+    types: "uuid[], int[], timestamptz[], float8, text, int[], int[], uuid, bigint[], timestamptz[], smallint[]",
 };
 /// See [`super::Store::complete`].
 pub const COMPLETE: Guarded = Guarded {
@@ -40,6 +40,16 @@ pub const RENEW: Guarded = Guarded { name: "renew", sql: queue::RENEW, types: "u
 pub const RELEASE: Guarded = Guarded { name: "release", sql: queue::RELEASE, types: "uuid[], int[]" };
 /// See [`super::Store::sweep`].
 pub const SWEEP: Guarded = Guarded { name: "sweep", sql: queue::SWEEP, types: "" };
+/// See [`super::Store::upcoming`].
+pub const UPCOMING: Guarded = Guarded { name: "upcoming", sql: queue::UPCOMING, types: "uuid[], timestamptz, bigint" };
+/// Locks the keys of what was completed.
+pub const ORDER_LOCK: Guarded = Guarded { name: "order lock", sql: order::LOCK, types: "uuid[], text[]" };
+/// Blocks the keys of what has failed.
+pub const ORDER_BLOCK: Guarded = Guarded { name: "order block", sql: order::BLOCK, types: "uuid[], text[], uuid[]" };
+/// Lets the next of each key go on.
+pub const ORDER_ADVANCE: Guarded = Guarded { name: "order advance", sql: order::ADVANCE, types: "uuid[], text[]" };
+/// See [`super::Store::expire`].
+pub const EXPIRE: Guarded = Guarded { name: "expire", sql: expire::EXPIRE, types: "bigint, text" };
 /// See [`super::Store::in_flight_elsewhere`].
 pub const ELSEWHERE: Guarded = Guarded { name: "elsewhere", sql: queue::ELSEWHERE, types: "uuid[], text" };
 /// See [`super::Store::gates`].

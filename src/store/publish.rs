@@ -11,16 +11,18 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::join_all;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout_at;
 
 pub(super) use self::filters::Judges;
 use self::filters::Verdicts;
 pub(super) use self::plan::Plan;
 use self::plan::Planned;
 use self::write::{Written, write};
-use super::Store;
 use super::directory::{Recipient, TenantEndpoints};
 use super::error::Error;
+use super::{Due, Store};
 use crate::domain::event::NewEvent;
 use crate::domain::id::{DeliveryId, EndpointId, EventId};
 
@@ -52,6 +54,12 @@ pub enum PublishError {
     /// The tenant has no such endpoint.
     #[error("there is no endpoint {0}")]
     EndpointNotFound(EndpointId),
+    /// The event is put off, and one of the endpoints it names wants its deliveries in publish order.
+    #[error("{0} is ordered and cannot wait for deliver_time")]
+    DeliverTimeInOrder(EndpointId),
+    /// The event has no ordering key, and one of the endpoints it names orders by it.
+    #[error("{0} orders by ordering_key")]
+    OrderingKeyMissing(EndpointId),
     /// The key was used with another event type, payload or content type.
     #[error("the idempotency key was used for another event")]
     KeyConflict,
@@ -80,6 +88,9 @@ struct Waiting {
     sent_back: usize,
     reply: oneshot::Sender<Result<Published, PublishError>>,
 }
+
+/// Where an event's answer comes.
+type Answer = oneshot::Receiver<Result<Published, PublishError>>;
 
 impl Waiting {
     fn answer(self, outcome: Result<Published, PublishError>) {
@@ -133,22 +144,52 @@ impl Publisher {
 
     /// Publishes one event; answers once it is committed, or was not.
     pub async fn publish(&self, event: NewEvent) -> Result<Published, PublishError> {
-        let answered = async {
-            let verdicts = match self.store.directory.known_with_filters(&event.tenant) {
-                Some(tenant) if event.is_fan_out() => Some(self.store.judges.judge(&tenant, &event).await),
-                // Of a tenant that is not known yet the committer learns whether there are filters.
-                _ => None,
-            };
-            let inline = match &event.inline_endpoint {
-                Some(inline) => Some(self.store.inline_recipient(&event.tenant, inline).await.map_err(unready)?),
-                None => None,
-            };
-            let (reply, answer) = oneshot::channel();
-            let waiting = Waiting { event, inline, verdicts, sent_back: 0, reply };
-            self.queue.send(waiting).await.map_err(|_| PublishError::Unavailable)?;
-            answer.await.unwrap_or(Err(PublishError::Internal))
+        let mut answers = self.publish_in_order(vec![event]).await;
+        answers.pop().unwrap_or(Err(PublishError::Internal))
+    }
+
+    /// Publishes several events, each for itself; those that are ordered by one key come one behind the other. Answers
+    /// in their order.
+    pub async fn publish_in_order(&self, events: Vec<NewEvent>) -> Vec<Result<Published, PublishError>> {
+        let until = tokio::time::Instant::now() + ANSWER_MAX;
+        // Filters and endpoints that come with an event take a while of their own; the queue is in order.
+        let ready = join_all(events.into_iter().map(|event| timeout_at(until, self.ready(event)))).await;
+        let mut queued = Vec::with_capacity(ready.len());
+        for one in ready {
+            queued.push(match one.unwrap_or(Err(PublishError::Unavailable)) {
+                Ok((waiting, answer)) => match timeout_at(until, self.queue.send(waiting)).await {
+                    Ok(Ok(())) => Ok(answer),
+                    _ => Err(PublishError::Unavailable),
+                },
+                Err(error) => Err(error),
+            });
+        }
+        let mut answers = Vec::with_capacity(queued.len());
+        for one in queued {
+            answers.push(match one {
+                Ok(answer) => match timeout_at(until, answer).await {
+                    Ok(answered) => answered.unwrap_or(Err(PublishError::Internal)),
+                    Err(_) => Err(PublishError::Unavailable),
+                },
+                Err(error) => Err(error),
+            });
+        }
+        answers
+    }
+
+    /// An event that can be queued, and where its answer comes.
+    async fn ready(&self, event: NewEvent) -> Result<(Waiting, Answer), PublishError> {
+        let verdicts = match self.store.directory.known_with_filters(&event.tenant) {
+            Some(tenant) if event.is_fan_out() => Some(self.store.judges.judge(&tenant, &event).await),
+            // Of a tenant that is not known yet the committer learns whether there are filters.
+            _ => None,
         };
-        tokio::time::timeout(ANSWER_MAX, answered).await.unwrap_or(Err(PublishError::Unavailable))
+        let inline = match &event.inline_endpoint {
+            Some(inline) => Some(self.store.inline_recipient(&event.tenant, inline).await.map_err(unready)?),
+            None => None,
+        };
+        let (reply, answer) = oneshot::channel();
+        Ok((Waiting { event, inline, verdicts, sent_back: 0, reply }, answer))
     }
 }
 
@@ -203,7 +244,7 @@ impl Inbox {
         let until = tokio::time::Instant::now() + RETURN_MAX;
         while received.len() < enough {
             let room = BATCH_EVENTS_MAX - received.len();
-            match tokio::time::timeout_at(until, self.queue.recv_many(received, room)).await {
+            match timeout_at(until, self.queue.recv_many(received, room)).await {
                 Ok(count) if count > 0 => {}
                 _ => return,
             }
@@ -223,9 +264,7 @@ impl Committer {
         waiting.retain(|one| !one.reply.is_closed());
         for _ in 0..ROUNDS_MAX {
             let Planned { plans, later: mut again, unjudged } = plan::plan(&self.store, waiting).await;
-            for (one, tenant) in unjudged {
-                self.send_back(one, tenant);
-            }
+            self.send_back(unjudged);
             for chunk in chunks(plans) {
                 again.extend(write_halving(&self.store, chunk).await);
             }
@@ -239,21 +278,31 @@ impl Committer {
         }
     }
 
-    /// Asks the filters again, of the configuration that holds by now, and queues the event anew.
-    fn send_back(&self, mut one: Waiting, tenant: Arc<TenantEndpoints>) {
-        one.sent_back += 1;
-        if one.sent_back > ROUNDS_MAX {
-            return one.answer(Err(PublishError::Unavailable));
+    /// Asks the filters again, of the configuration that holds by now, and queues the events anew, in their order.
+    fn send_back(&self, unjudged: Vec<(Waiting, Arc<TenantEndpoints>)>) {
+        if unjudged.is_empty() {
+            return;
         }
         let (store, queue) = (Arc::clone(&self.store), self.queue.clone());
         tokio::spawn(async move {
-            one.verdicts = Some(store.judges.judge(&tenant, &one.event).await);
-            let refused = match queue.upgrade() {
-                Some(queue) => queue.send(one).await.err().map(|refused| refused.0),
-                None => Some(one),
-            };
-            if let Some(one) = refused {
-                one.answer(Err(PublishError::Unavailable));
+            let judged = unjudged.into_iter().map(|(mut one, tenant)| {
+                let store = &store;
+                async move {
+                    one.sent_back += 1;
+                    if one.sent_back <= ROUNDS_MAX {
+                        one.verdicts = Some(store.judges.judge(&tenant, &one.event).await);
+                    }
+                    one
+                }
+            });
+            for one in join_all(judged).await {
+                let refused = match queue.upgrade() {
+                    Some(queue) if one.sent_back <= ROUNDS_MAX => queue.send(one).await.err().map(|refused| refused.0),
+                    _ => Some(one),
+                };
+                if let Some(one) = refused {
+                    one.answer(Err(PublishError::Unavailable));
+                }
             }
         });
     }
@@ -294,7 +343,8 @@ async fn write_halving(store: &Store, batch: Vec<Plan>) -> Vec<Waiting> {
             Err(Error::Conflict(_)) => again.extend(batch.into_iter().map(|plan| plan.waiting)),
             Err(Error::Data(_)) if batch.len() > 1 => {
                 let rest = batch.split_off(batch.len() / 2);
-                batches.extend([batch, rest]);
+                // The first half is next: what is ordered stays so.
+                batches.extend([rest, batch]);
             }
             Err(error) => refuse(batch, &error),
         }
@@ -304,14 +354,18 @@ async fn write_halving(store: &Store, batch: Vec<Plan>) -> Vec<Waiting> {
 
 /// Answers a committed batch and tells who else should know.
 fn finish(store: &Store, batch: Vec<Plan>, at: crate::domain::time::Timestamp) {
-    let mut due: Vec<EndpointId> = Vec::new();
+    let mut due: Vec<Due> = Vec::new();
+    let mut queued: Vec<EndpointId> = Vec::new();
     let mut refused: Vec<EndpointId> = Vec::new();
     let mut committed = Vec::with_capacity(batch.len());
     for plan in batch {
-        due.extend(plan.queued().map(|delivery| delivery.to.id));
+        queued.extend(plan.queued().map(|delivery| delivery.to.id));
         if !plan.event().event_type.is_operational() {
             refused.extend(plan.refused().map(|delivery| delivery.to.id));
         }
+        let schedule = &plan.event().schedule;
+        let (at, priority) = (schedule.deliver_time.map_or(at, |time| time.max(at)), Some(schedule.priority));
+        due.extend(plan.queued().map(|delivery| Due { endpoint: delivery.to.id, at, priority }));
         let is_new = plan.is_new_event;
         let (waiting, published) = plan.into_answer();
         if is_new {
@@ -323,13 +377,13 @@ fn finish(store: &Store, batch: Vec<Plan>, at: crate::domain::time::Timestamp) {
     }
     // Before the hint: who claims at once finds them.
     store.recent.keep(committed);
-    store.backlog.change(due.iter().map(|endpoint| (*endpoint, 1)));
+    store.backlog.change(queued.into_iter().map(|endpoint| (endpoint, 1)));
     if !refused.is_empty() {
         store.tallies.note_refused(refused);
     }
-    due.sort_unstable();
+    due.sort_unstable_by_key(|due| (due.endpoint, due.priority, due.at));
     due.dedup();
-    store.hint(due.into_iter().map(|endpoint| super::Due { endpoint, at }).collect());
+    store.hint(due);
 }
 
 fn refuse(batch: Vec<Plan>, error: &Error) {

@@ -15,7 +15,7 @@ use sqlx::postgres::PgRow;
 use sqlx::types::{Json, Uuid};
 
 pub(super) use self::complete::COMPLETE;
-pub use self::complete::{AttemptRecord, CANCELED_REASON, Completion, Settled, Settlement};
+pub use self::complete::{AttemptRecord, CANCELED_REASON, Completion, EXPIRED_REASON, Settled, Settlement};
 pub(super) use self::elsewhere::{ELSEWHERE, FOLLOW};
 pub use self::elsewhere::{Elsewhere, Followed};
 use super::Store;
@@ -28,6 +28,7 @@ use crate::domain::event::Event;
 use crate::domain::fields::{ContentType, Tenant};
 use crate::domain::id::{DeliveryId, EndpointId, EventId};
 use crate::domain::pattern::EventType;
+use crate::domain::schedule::{Priority, Schedule};
 use crate::domain::time::Timestamp;
 
 /// How long a claim holds unless it is renewed: so long that two renewals may fail, and so short that what a killed
@@ -41,6 +42,8 @@ pub struct Due {
     pub endpoint: EndpointId,
     /// When the work is due, by the database's clock.
     pub at: Timestamp,
+    /// Of which priority it is; `None` where nobody knows.
+    pub priority: Option<Priority>,
 }
 
 /// An endpoint that the sweep found.
@@ -54,14 +57,17 @@ pub struct Swept {
     pub circuit_until: Option<Timestamp>,
 }
 
-/// A hungry lane: how much it can take, and from where.
+/// A hungry lane: how much it can take of one priority, and from where.
 #[derive(Debug, Clone, Copy)]
 pub struct LaneRequest {
     /// Whose deliveries.
     pub endpoint: EndpointId,
+    /// Which of them.
+    pub priority: Priority,
     /// How many at most; at least 1.
     pub room: u32,
-    /// What the lane holds already, for the endpoint's cap: it holds as it is at the claim, whatever the lane knows.
+    /// What the lane holds already, and asks for in other priorities before this one, for the endpoint's cap: it holds as
+    /// it is at the claim, whatever the lane knows.
     pub held: u32,
     /// How many beyond the cap may be held, to be started as soon as others end.
     pub ahead: u32,
@@ -113,12 +119,18 @@ pub struct Claimed {
     pub cancel_requested: bool,
     /// When it was due.
     pub due_at: Timestamp,
+    /// Which lane's part it was taken from.
+    pub priority: Priority,
+    /// It is not sent after this.
+    pub expire_at: Option<Timestamp>,
+    /// What it is the first of, where its endpoint is ordered.
+    pub order_key: Option<Box<str>>,
     /// When it was claimed.
     pub claimed_at: Timestamp,
 }
 
-/// One statement for all hungry lanes. A lane's rows are found by `outstanding_due` from its low-water mark on, locked
-/// in due order, and left out where somebody else holds them; endpoints are read in the same snapshot, so nothing is
+/// One statement for all hungry lanes, a row for each priority of a lane. What it takes is found by `outstanding_due` from
+/// the low-water mark on, locked in due order, and left out where somebody else holds them; endpoints are read in the same snapshot, so nothing is
 /// claimed for a deleted or paused one, or through an open circuit, and one probe at most through a half-open one. A lane
 /// that does not know of such a gate gets nothing but word of it, with a null id. What was in flight and lapsed is
 /// recorded as LOST here.
@@ -127,14 +139,16 @@ pub struct Claimed {
 /// A replica that the others have given up (`$8`) claims nothing, whatever it believes.
 pub(super) const CLAIM: &str = "
 with lanes as materialized (
-  select l.endpoint_id, l.low_water, e.version, e.shown_url, e.circuit_openings, e.is_known,
+  select l.endpoint_id, l.priority, l.low_water, e.version, e.shown_url, e.circuit_openings, e.is_known,
          case when not e.is_known or e.circuit_until > now() then 0
               when e.circuit_until is not null then least(l.room, 1)
               else greatest(least(l.room, e.max_in_flight + l.ahead - l.held), 0) end as room
-  from unnest($1::uuid[], $2::int[], $3::timestamptz[], $6::int[], $7::int[], $9::bigint[], $10::timestamptz[])
-    as l (endpoint_id, room, low_water, held, ahead, version, circuit_until)
+  from unnest($1::uuid[], $2::int[], $3::timestamptz[], $6::int[], $7::int[], $9::bigint[], $10::timestamptz[],
+              $11::smallint[])
+    as l (endpoint_id, room, low_water, held, ahead, version, circuit_until, priority)
   cross join lateral (
-    select e.max_in_flight, e.version, e.shown_url, e.circuit_until, e.circuit_openings,
+    select case e.ordering when 3 then 1 else e.max_in_flight end as max_in_flight, e.version, e.shown_url,
+           e.circuit_until, e.circuit_openings,
            e.state = 1 and (e.rate_per_second is null or e.version = l.version)
              and e.circuit_until is not distinct from l.circuit_until as is_known
     from endpoints e
@@ -146,7 +160,7 @@ with lanes as materialized (
   select d.*, lanes.version, lanes.shown_url, lanes.circuit_openings
   from lanes cross join lateral (
     select o.* from outstanding o
-    where o.endpoint_id = lanes.endpoint_id and o.priority = 2
+    where o.endpoint_id = lanes.endpoint_id and o.priority = lanes.priority
       and o.due_at >= lanes.low_water and o.due_at <= now()
       and (o.lease_until is null or o.lease_until <= now())
     order by o.priority, o.due_at
@@ -173,15 +187,18 @@ with lanes as materialized (
 select id, endpoint_id, version, event_id, claim_gen + 1 as claim_gen, attempt_count + 1 as attempt, retries_spent,
        lost_count + (state = 2)::int as lost_count, payload_format,
        case when circuit_openings > 0 then 3 when trigger = 3 then 1 else trigger end::smallint as trigger,
-       cancel_requested, due_at, now() as at, circuit_openings
+       cancel_requested, due_at, now() as at, circuit_openings,
+       priority, expire_at, order_key
 from picked
 union all
-select null, endpoint_id, null, null, null, null, null, null, null, null, null, null, null, null
+select null, endpoint_id, null, null, null, null, null, null, null, null, null, null, null, null,
+       null, null, null
 from lanes where not is_known";
 
 /// Reads by `events_pkey`; the bounds leave out the days' partitions that hold none of the ids.
 const PAYLOADS: &str = "
-select id, tenant, event_type, payload, content_type, idempotency_key, metadata, cloudevents_source
+select id, tenant, event_type, payload, content_type, idempotency_key, metadata, cloudevents_source, priority,
+       ordering_key, deliver_time, expire_time
 from events where id = any($1) and id >= $2 and id <= $3";
 
 /// A HOT update: no indexed column changes.
@@ -197,29 +214,45 @@ set state = case when o.attempt_count > 1 then 3 else 1 end, attempt_count = o.a
     lease_until = null, attempt_started_at = null, replica = null, claim_gen = o.claim_gen + 1
 where o.id = any($1::uuid[]) and o.claim_gen = ($2::int[])[array_position($1::uuid[], o.id)]
   and o.state = 2 and not o.cancel_requested
-returning o.endpoint_id, o.due_at";
+returning o.endpoint_id, o.due_at, o.priority";
 
-/// Every active endpoint with something that no worker holds, when the first of it is due, and by what a lane sees
-/// whether it knows the endpoint as it is: a loose index scan over `outstanding_due`, one step an endpoint, whatever its
-/// backlog.
+/// Every active endpoint with something that no worker holds, when the first of it is due, for each priority, and by what
+/// a lane sees whether it knows the endpoint as it is: a loose index scan over `outstanding_due`, one step an endpoint and
+/// priority, whatever its backlog. What is parked behind others is no work yet.
 pub(super) const SWEEP: &str = "
 with recursive e as (
-  (select endpoint_id from outstanding order by endpoint_id limit 1)
+  (select endpoint_id, priority from outstanding order by endpoint_id, priority limit 1)
   union all
-  select (select o.endpoint_id from outstanding o where o.endpoint_id > e.endpoint_id order by o.endpoint_id limit 1)
-  from e where e.endpoint_id is not null
+  select n.endpoint_id, n.priority
+  from e cross join lateral (
+    select o.endpoint_id, o.priority from outstanding o
+    where (o.endpoint_id, o.priority) > (e.endpoint_id, e.priority)
+    order by o.endpoint_id, o.priority limit 1
+  ) n
 )
-select e.endpoint_id, d.due_at, p.version, p.circuit_until
+select e.endpoint_id, d.due_at, e.priority, p.version, p.circuit_until
 from e cross join lateral (
   select p.version, p.circuit_until from endpoints p
   where p.id = e.endpoint_id and p.state = 1 and p.delete_time is null
   limit 1
 ) p cross join lateral (
   select o.due_at from outstanding o
-  where o.endpoint_id = e.endpoint_id and o.priority = 2 and (o.lease_until is null or o.lease_until <= now())
+  where o.endpoint_id = e.endpoint_id and o.priority = e.priority and o.due_at < 'infinity'
+    and (o.lease_until is null or o.lease_until <= now())
   order by o.priority, o.due_at limit 1
-) d
-where e.endpoint_id is not null";
+) d";
+
+/// What is to fall due next in these lanes, of each priority the first of it. By `outstanding_due`, one step for each row.
+pub(super) const UPCOMING: &str = "
+select e.endpoint_id, d.due_at, p.priority
+from unnest($1::uuid[]) as e (endpoint_id)
+cross join unnest('{1,2,3}'::smallint[]) as p (priority)
+cross join lateral (
+  select o.due_at from outstanding o
+  where o.endpoint_id = e.endpoint_id and o.priority = p.priority and o.due_at > $2 and o.due_at < 'infinity'
+    and (o.lease_until is null or o.lease_until <= now())
+  order by o.priority, o.due_at limit $3
+) d";
 
 impl Store {
     /// Claims work for hungry lanes, `room` for each at most, oldest due first.
@@ -235,6 +268,7 @@ impl Store {
             .bind(self.claims_as())
             .bind(lanes.iter().map(|lane| lane.version).collect::<Vec<_>>())
             .bind(lanes.iter().map(|lane| lane.circuit_until.map(PgTime)).collect::<Vec<_>>())
+            .bind(lanes.iter().map(|lane| lane.priority.number()).collect::<Vec<_>>())
             .fetch_all(&self.engine)
             .await?;
         let mut claims = Claims::default();
@@ -277,31 +311,48 @@ impl Store {
     /// Hands claims back that were never started, without spending an attempt.
     pub async fn release(&self, claims: &[(DeliveryId, i32)]) -> Result<()> {
         let (ids, gens) = columns(claims);
-        let mut due: BTreeMap<Uuid, PgTime> = BTreeMap::new();
-        let rows: Vec<(Uuid, PgTime)> = sqlx::query_as(RELEASE).bind(ids).bind(gens).fetch_all(&self.engine).await?;
-        for (endpoint, at) in rows {
-            let first = due.entry(endpoint).or_insert(at);
+        let mut due: BTreeMap<(Uuid, i16), PgTime> = BTreeMap::new();
+        let rows: Vec<(Uuid, PgTime, i16)> =
+            sqlx::query_as(RELEASE).bind(ids).bind(gens).fetch_all(&self.engine).await?;
+        for (endpoint, at, priority) in rows {
+            let first = due.entry((endpoint, priority)).or_insert(at);
             *first = at.min(*first);
         }
-        self.hint(due.into_iter().map(|(id, at)| Due { endpoint: EndpointId::from_uuid(id), at: at.0 }).collect());
+        self.hint(due.into_iter().map(|((endpoint, priority), at)| due_of(endpoint, at, priority)).collect());
         Ok(())
     }
 
-    /// Every endpoint with waiting work, with the due time of the first of it.
+    /// Every endpoint with waiting work, with the due time of the first of it, for each priority.
     pub async fn sweep(&self) -> Result<Vec<Swept>> {
-        let rows: Vec<(Uuid, PgTime, i64, Option<PgTime>)> = sqlx::query_as(SWEEP).fetch_all(&self.engine).await?;
-        let swept = |(id, at, version, circuit_until): (_, PgTime, _, Option<PgTime>)| Swept {
-            due: Due { endpoint: EndpointId::from_uuid(id), at: at.0 },
+        type Row = (Uuid, PgTime, i16, i64, Option<PgTime>);
+        let rows: Vec<Row> = sqlx::query_as(SWEEP).fetch_all(&self.engine).await?;
+        let swept = |(endpoint, at, priority, version, circuit_until): Row| Swept {
+            due: due_of(endpoint, at, priority),
             version,
             circuit_until: circuit_until.map(|until| until.0),
         };
         Ok(rows.into_iter().map(swept).collect())
     }
 
+    /// What falls due next at these endpoints, after `since`: the first `limit` of each priority.
+    pub async fn upcoming(&self, endpoints: &[EndpointId], since: Timestamp, limit: usize) -> Result<Vec<Due>> {
+        let rows: Vec<(Uuid, PgTime, i16)> = sqlx::query_as(UPCOMING)
+            .bind(endpoints.iter().map(|id| id.uuid()).collect::<Vec<_>>())
+            .bind(PgTime(since))
+            .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+            .fetch_all(&self.engine)
+            .await?;
+        Ok(rows.into_iter().map(|(endpoint, at, priority)| due_of(endpoint, at, priority)).collect())
+    }
+
     /// Counts anew what is outstanding; answers how long that took.
     pub async fn count_backlog(&self) -> Result<Duration> {
         self.backlog.count(&self.reader).await
     }
+}
+
+pub(super) fn due_of(endpoint: Uuid, at: PgTime, priority: i16) -> Due {
+    Due { endpoint: EndpointId::from_uuid(endpoint), at: at.0, priority: Priority::from_number(priority) }
 }
 
 fn columns(claims: &[(DeliveryId, i32)]) -> (Vec<Uuid>, Vec<i32>) {
@@ -324,6 +375,9 @@ fn read_claimed(row: &PgRow) -> Result<Claimed> {
         due_at: row.try_get::<PgTime, _>(11)?.0,
         claimed_at: row.try_get::<PgTime, _>(12)?.0,
         openings: count(row.try_get(13)?),
+        priority: stored("priority", row.try_get(14)?, Priority::from_number)?,
+        expire_at: row.try_get::<Option<PgTime>, _>(15)?.map(|time| time.0),
+        order_key: row.try_get(16)?,
     })
 }
 
@@ -338,5 +392,11 @@ pub(super) fn read_event(row: &PgRow) -> Result<Event> {
         idempotency_key: row.try_get(5)?,
         metadata: row.try_get::<Option<Json<_>>, _>(6)?.map(|metadata| metadata.0).unwrap_or_default(),
         source: row.try_get::<Option<String>, _>(7)?.map(Source::from_stored),
+        schedule: Schedule {
+            priority: stored("priority", row.try_get(8)?, Priority::from_number)?,
+            ordering_key: row.try_get(9)?,
+            deliver_time: row.try_get::<Option<PgTime>, _>(10)?.map(|time| time.0),
+            expire_time: row.try_get::<Option<PgTime>, _>(11)?.map(|time| time.0),
+        },
     })
 }

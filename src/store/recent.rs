@@ -73,6 +73,7 @@ mod tests {
             idempotency_key: None,
             metadata: Default::default(),
             source: None,
+            schedule: Default::default(),
         }
     }
 

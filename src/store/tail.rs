@@ -23,7 +23,7 @@ pub(super) use self::replay::REPLAY;
 pub use self::replay::TimelineFilter;
 use super::Store;
 use super::error::{Error, Result};
-use super::history::read_timeline_attempt;
+use super::history::{read_keys, read_timeline_attempt};
 use super::types::{PgTime, count, stored};
 use crate::domain::attempt::Attempt;
 use crate::domain::delivery::DeliveryState;
@@ -93,6 +93,8 @@ pub struct TimelineEvent {
     pub reason: Option<String>,
     /// The event's key.
     pub idempotency_key: Option<String>,
+    /// The event's key that endpoints may order by.
+    pub ordering_key: Option<String>,
     /// When the next attempt is due, where one is.
     pub next_attempt_time: Option<Timestamp>,
     /// The attempt that ended, where one did.
@@ -144,7 +146,7 @@ macro_rules! columns {
        t.response_body, t.response_truncated, t.error, t.next_attempt_at, t.replica,
        t.kind, t.time, t.delivery_id, t.endpoint_id, t.event_id, t.tenant, t.event_type, t.state, t.priority,
        t.attempt_count, t.reason, t.xid::text,
-       (select v.idempotency_key from events v where v.id = t.event_id)"
+       (select array[v.idempotency_key, v.ordering_key] from events v where v.id = t.event_id)"
     };
 }
 use columns;
@@ -328,6 +330,7 @@ const SNAPSHOT: usize = 26;
 fn read_transition(row: &PgRow) -> Result<Option<TimelineEvent>> {
     let Some(kind) = row.try_get::<Option<i16>, _>(13)? else { return Ok(None) };
     let xid: String = row.try_get(24)?;
+    let [idempotency_key, ordering_key] = read_keys(row, 25)?;
     Ok(Some(TimelineEvent {
         xid: xid.parse().map_err(|_| Error::Unreadable(format!("the transaction {xid}")))?,
         attempt: read_timeline_attempt(row)?,
@@ -343,6 +346,7 @@ fn read_transition(row: &PgRow) -> Result<Option<TimelineEvent>> {
         priority: row.try_get(21)?,
         attempt_count: count(row.try_get(22)?),
         reason: row.try_get(23)?,
-        idempotency_key: row.try_get(25)?,
+        idempotency_key,
+        ordering_key,
     }))
 }

@@ -14,6 +14,7 @@ use hooklane::domain::event::NewEvent;
 use hooklane::domain::fields::{ContentType, Tenant};
 use hooklane::domain::id::{DeliveryId, EndpointId};
 use hooklane::domain::pattern::EventType;
+use hooklane::domain::schedule::Priority;
 use hooklane::domain::secret::Secret;
 use hooklane::domain::time::Timestamp;
 use hooklane::domain::url::EndpointUrl;
@@ -124,9 +125,17 @@ impl Replay {
             Action::Claim { worker } => {
                 let Worker::Looked { delivery, .. } = here.state.workers[worker] else { unreachable!() };
                 let low_water = Timestamp::from_micros(i64::MIN);
-                let endpoint = self.endpoints[delivery];
-                let lane =
-                    LaneRequest { endpoint, room: 1, held: 0, ahead: 0, low_water, version: 0, circuit_until: None };
+                let (endpoint, priority) = (self.endpoints[delivery], Priority::Normal);
+                let lane = LaneRequest {
+                    endpoint,
+                    priority,
+                    room: 1,
+                    held: 0,
+                    ahead: 0,
+                    low_water,
+                    version: 0,
+                    circuit_until: None,
+                };
                 let claimed = self.store.claim(&[lane]).await.expect("claimed").claimed.pop();
                 let expected = match next.workers[worker] {
                     Worker::Holds { claim, .. } => Some(claim),
@@ -308,6 +317,7 @@ fn completion(model: &Protocol, claimed: &Claimed, claim: &Claim, answer: Option
         attempt_count: if attempt.is_some() { claimed.attempt } else { claimed.attempt - 1 },
         attempt,
         settlement,
+        order_key: claimed.order_key.clone(),
     }
 }
 
@@ -329,6 +339,8 @@ async fn register(store: &Store) -> EndpointId {
         headers: Default::default(),
         event_retry_policies: Vec::new(),
         filter: None,
+        ordering: Default::default(),
+        on_failure: Default::default(),
     };
     let new = NewEndpoint { tenant: Tenant::default_tenant(), spec, secret: Secret::from_random(&[7; 32]) };
     store.register_endpoint(&new).await.expect("registered").id
@@ -345,5 +357,6 @@ fn event(endpoint_ids: Vec<EndpointId>) -> NewEvent {
         endpoint_ids,
         source: None,
         inline_endpoint: None,
+        schedule: Default::default(),
     }
 }

@@ -166,8 +166,9 @@ impl Claim {
     /// Whether the request of this claim leaves; what ends it where it does not.
     pub(crate) fn unsent(&self, rule: Rule) -> Option<Ending> {
         let lost_count = if rule == Rule::LossWithoutCap { 0 } else { self.lost_count };
-        Some(match unsent(self.cancel_requested, lost_count)? {
+        Some(match unsent(self.cancel_requested, lost_count, false)? {
             Unsent::Canceled => Ending::Settles(DeliveryState::Canceled, Some(Reason::Canceled)),
+            Unsent::Expired => unreachable!("nothing here has an expire_time"),
             Unsent::LostTooOften => Ending::Settles(DeliveryState::Failed, Some(Reason::LostTooOften)),
         })
     }

@@ -12,12 +12,14 @@ mod gating;
 mod history;
 mod inline;
 mod limits;
+mod ordering;
 mod pausing;
 mod publishing;
 mod receivers;
 mod refusals;
 mod resuming;
 mod retrying;
+mod scheduling;
 mod secrets;
 mod streaming;
 mod testing;
@@ -60,15 +62,20 @@ async fn service() -> Service {
     service_with(support::database().await, &[]).await
 }
 
-/// A service over `database_url` with more settings, named as in the environment.
-async fn service_with(database_url: String, settings: &[(&str, &str)]) -> Service {
+/// A replica over `database_url` with more settings, named as in the environment.
+async fn app_with(database_url: String, settings: &[(&str, &str)]) -> App {
     let any_port = || Some("127.0.0.1:0".to_owned());
     let flags =
         Flags { grpc_addr: any_port(), ops_addr: any_port(), database_url: Some(database_url), ..Flags::default() };
     let mut environment = BTreeMap::from([("HOOKLANE_SHUTDOWN_GRACE".to_owned(), "2s".to_owned())]);
     environment.extend(settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
     let config = Config::load(Profile::Dev, &flags, environment).expect("settings");
-    let app = App::start(config).await.expect("the service starts");
+    App::start(config).await.expect("the service starts")
+}
+
+/// The same, and a client of it.
+async fn service_with(database_url: String, settings: &[(&str, &str)]) -> Service {
+    let app = app_with(database_url, settings).await;
     let address = format!("http://{}", app.grpc_addr().expect("it serves gRPC"));
     let client = Client::connect(address.clone()).await.expect("connects");
     Service { app, client, address }

@@ -31,7 +31,7 @@ struct Running {
     shutdown: CancellationToken,
 }
 
-fn quick(max_retries: u32) -> RetryPolicy {
+pub(crate) fn quick(max_retries: u32) -> RetryPolicy {
     let (initial, max) = (Duration::from_millis(20), Duration::from_millis(100));
     RetryPolicy { backoff: Backoff::exponential(initial, 2.0, max).expect("in bounds"), jitter: 0.3, max_retries }
 }

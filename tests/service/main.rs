@@ -5,6 +5,7 @@ mod delivery;
 mod filters;
 mod gates;
 mod lists;
+mod order;
 mod plans;
 mod publish;
 mod queue;

@@ -12,6 +12,8 @@ const BACKLOG: u32 = 50_000;
 const ENDPOINTS: u32 = 1_000;
 /// Rows that the statements touch.
 const BATCH: u32 = 100;
+/// Keys of the silent endpoint, each with a delivery that is parked.
+const KEYS: u32 = 10_000;
 
 /// Makes the backlog, and `BATCH` rows of another endpoint: due for a claim, or held by claim 1.
 async fn fill(connection: &mut PgConnection, is_held: bool) {
@@ -32,7 +34,16 @@ async fn fill(connection: &mut PgConnection, is_held: bool) {
                 case when {is_held} then 2 else 1 end, 2, 1, 'default', 'a',
                 case when {is_held} then now() + interval '1 hour' end, case when {is_held} then now() end,
                 case when {is_held} then 1 else 0 end, case when {is_held} then 1 else 0 end
-         from generate_series(1, {BATCH}) n;"
+         from generate_series(1, {BATCH}) n;
+         insert into order_keys (endpoint_id, key)
+         select md5('live')::uuid, 'key' || n from generate_series(1, {BATCH}) n
+         union all select md5('silent')::uuid, 'key' || n from generate_series(1, {KEYS}) n;
+         insert into outstanding (id, endpoint_id, event_id, due_at, state, priority, payload_format, tenant, event_type,
+                                  order_key, seq, expire_at)
+         select md5('parked ' || k.endpoint_id || k.key)::uuid, k.endpoint_id, md5(k.key)::uuid, 'infinity', 1, 2, 1,
+                'default', 'a', k.key, 1,
+                now() + case when k.endpoint_id = md5('live')::uuid then -1 else 1 end * interval '1 hour'
+         from order_keys k;"
     );
     sqlx::raw_sql(AssertSqlSafe(rows)).execute(connection).await.expect("filled");
 }
@@ -96,7 +107,7 @@ async fn literals(connection: &mut PgConnection, expressions: &[String]) -> Stri
 async fn check(statement: &Guarded, arguments: &[String], is_held: bool, is_analyzed: bool) {
     let url = support::database().await;
     let mut admin = support::connection(&url).await;
-    for table in ["outstanding", "endpoints", "endpoint_health"] {
+    for table in ["outstanding", "endpoints", "endpoint_health", "order_keys"] {
         let off = format!("alter table {table} set (autovacuum_enabled = off); analyze {table};");
         sqlx::raw_sql(AssertSqlSafe(off)).execute(&mut admin).await.expect("statistics of an empty table");
     }
@@ -109,8 +120,8 @@ async fn check(statement: &Guarded, arguments: &[String], is_held: bool, is_anal
     let explained = explain(&mut engine, statement, &arguments).await;
     for Scan { table, how, rows } in &explained.scans {
         let what = format!("{} (analyzed: {is_analyzed}) reads {rows} rows of {table} by {how}", statement.name);
-        let by_index = ["Index Scan", "Index Only Scan"].contains(&how.as_str());
-        assert!(by_index || table != "outstanding", "{what}");
+        let by_index = ["Index Scan", "Index Only Scan", "Tid Scan"].contains(&how.as_str());
+        assert!(by_index || !["outstanding", "order_keys"].contains(&table.as_str()), "{what}");
         assert!(*rows <= f64::from(2 * BATCH), "{what}");
     }
     assert!(!explained.scans.is_empty(), "the plan was read");
@@ -133,6 +144,7 @@ async fn a_claim_reads_its_own_lane_alone() {
         "null",
         "array[0]::bigint[]",
         "array[null]::timestamptz[]",
+        "array[2]::smallint[]",
     ];
     let arguments = arguments.map(str::to_owned);
     check(&plans::CLAIM, &arguments, false, false).await;
@@ -199,6 +211,27 @@ async fn a_renewal_and_a_release_read_their_own_rows_alone() {
     for is_analyzed in [false, true] {
         check(&plans::RENEW, &renewed, true, is_analyzed).await;
         check(&plans::RELEASE, &claims, true, is_analyzed).await;
+    }
+}
+
+#[tokio::test]
+async fn what_follows_in_an_order_is_found_by_its_keys_alone() {
+    let keys = [array("md5('live')", "uuid"), array("'key' || n", "text")];
+    let failed = [keys.as_slice(), &[array("md5('live' || n)", "uuid")]].concat();
+    for is_analyzed in [false, true] {
+        check(&plans::ORDER_LOCK, &keys, true, is_analyzed).await;
+        check(&plans::ORDER_BLOCK, &failed, true, is_analyzed).await;
+        check(&plans::ORDER_ADVANCE, &keys, true, is_analyzed).await;
+    }
+}
+
+#[tokio::test]
+async fn what_falls_due_next_and_what_expires_is_found_without_reading_a_backlog() {
+    let next = ["array[md5('live')::uuid]".to_owned(), "now() - interval '1 hour'".to_owned(), "64".to_owned()];
+    let expire = [BATCH.to_string(), "'expired'".to_owned()];
+    for is_analyzed in [false, true] {
+        check(&plans::UPCOMING, &next, false, is_analyzed).await;
+        check(&plans::EXPIRE, &expire, true, is_analyzed).await;
     }
 }
 

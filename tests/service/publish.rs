@@ -34,6 +34,8 @@ pub(crate) fn spec(event_types: &[&str]) -> EndpointSpec {
         disable_policy: Default::default(),
         labels: Default::default(),
         external_id: None,
+        ordering: Default::default(),
+        on_failure: Default::default(),
     }
 }
 
@@ -57,6 +59,7 @@ pub(crate) fn event(event_type: &str) -> NewEvent {
         source: None,
         endpoint_ids: Vec::new(),
         inline_endpoint: None,
+        schedule: Default::default(),
     }
 }
 

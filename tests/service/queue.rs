@@ -8,6 +8,7 @@ use bytes::Bytes;
 use hooklane::domain::attempt::{AttemptOutcome, AttemptResult};
 use hooklane::domain::delivery::DeliveryState;
 use hooklane::domain::id::{DeliveryId, EndpointId};
+use hooklane::domain::schedule::Priority;
 use hooklane::domain::time::Timestamp;
 use hooklane::store::{
     AttemptRecord, CancelRefused, Claimed, Completion, DeleteOutcome, LaneRequest, Publisher, RetryRefused, Settlement,
@@ -33,7 +34,8 @@ pub(crate) async fn waiting(count: usize) -> (Arc<Store>, String, EndpointId, Ve
 }
 
 pub(crate) fn lane(endpoint: EndpointId, room: u32) -> LaneRequest {
-    LaneRequest { endpoint, room, held: 0, ahead: 0, low_water: BEGINNING, version: 0, circuit_until: None }
+    let priority = Priority::Normal;
+    LaneRequest { endpoint, priority, room, held: 0, ahead: 0, low_water: BEGINNING, version: 0, circuit_until: None }
 }
 
 async fn claim(store: &Store, endpoint: EndpointId, room: u32) -> Vec<Claimed> {
@@ -68,6 +70,7 @@ fn completion(claimed: &Claimed, outcome: AttemptOutcome, settlement: Settlement
             is_operational: false,
         }),
         settlement,
+        order_key: claimed.order_key.clone(),
     }
 }
 

@@ -10,8 +10,9 @@ use axum::Router;
 use axum::extract::{Path, State};
 use hooklane::cli::listen::Behaviour;
 use hooklane::domain::delivery::DeliveryState;
-use hooklane::domain::id::DeliveryId;
+use hooklane::domain::id::{DeliveryId, EndpointId};
 use hooklane::domain::rendezvous::{Driver, driver_of};
+use hooklane::domain::schedule::Priority;
 use hooklane::domain::time::Timestamp;
 use hooklane::engine::Engine;
 use hooklane::engine::membership::Membership;
@@ -25,16 +26,22 @@ use crate::delivery::{endpoint, receiver, start_member};
 use crate::publish::event;
 use crate::support::{self, eventually};
 
+/// A claim of NORMAL rows from the beginning.
+fn whole(endpoint: EndpointId, room: u32) -> LaneRequest {
+    let (priority, low_water) = (Priority::Normal, Timestamp::from_micros(i64::MIN));
+    LaneRequest { endpoint, priority, room, held: 0, ahead: 0, low_water, version: 0, circuit_until: None }
+}
+
 const API: Roles = Roles { api: true, worker: false };
 
-async fn open(url: &str, name: &str) -> Arc<Store> {
+pub(crate) async fn open(url: &str, name: &str) -> Arc<Store> {
     let config = Config { replica: name.to_owned(), ..support::config(url.to_owned()) };
     Store::open(&config).await.expect("opens")
 }
 
 /// A worker with a runtime of its own, so that it can be killed: whatever runs on it ends where it stands, and its
 /// connections are closed.
-struct Worker {
+pub(crate) struct Worker {
     runtime: Runtime,
     engine: Engine,
     member: JoinHandle<()>,
@@ -43,7 +50,7 @@ struct Worker {
 }
 
 impl Worker {
-    async fn start(url: &str, name: &str) -> Self {
+    pub(crate) async fn start(url: &str, name: &str) -> Self {
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
         let (url, name) = (url.to_owned(), name.to_owned());
         let (shutdown, end) = (CancellationToken::new(), CancellationToken::new());
@@ -68,13 +75,13 @@ impl Worker {
         self.runtime.shutdown_background();
     }
 
-    fn kill(self) {
+    pub(crate) fn kill(self) {
         self.runtime.shutdown_background();
     }
 }
 
 /// Waits until exactly these drive lanes, and each reckons with each.
-async fn driving(store: &Store, names: &[&str]) -> Vec<Replica> {
+pub(crate) async fn driving(store: &Store, names: &[&str]) -> Vec<Replica> {
     eventually(&format!("{names:?} drive"), || async {
         let drivers: Vec<_> = store.replicas().await.ok()?.into_iter().filter(|one| one.drives).collect();
         let are_all =
@@ -154,7 +161,7 @@ fn publish_on(publisher: &Publisher, stop: &Arc<AtomicBool>) -> tokio::task::Joi
 }
 
 /// Waits until nothing is outstanding.
-async fn settled(store: &Store) {
+pub(crate) async fn settled(store: &Store) {
     use DeliveryState::{InFlight, Pending, Retrying};
     let filter = DeliveryFilter { states: vec![Pending, InFlight, Retrying], ..DeliveryFilter::default() };
     eventually("everything is settled", || async {
@@ -252,15 +259,7 @@ async fn what_others_have_in_flight_counts_until_it_ends() {
     for _ in 0..10 {
         publisher.publish(event("a")).await.expect("published");
     }
-    let request = LaneRequest {
-        endpoint: lane,
-        room: 2,
-        held: 0,
-        ahead: 0,
-        low_water: Timestamp::from_micros(i64::MIN),
-        version: 0,
-        circuit_until: None,
-    };
+    let request = whole(lane, 2);
     let held = other.claim(&[request]).await.expect("claimed").claimed;
     let held: Vec<_> = held.iter().map(|one| (one.id, one.claim_gen)).collect();
     let here = open(&url, "here").await;
@@ -384,15 +383,7 @@ async fn a_replica_whose_row_is_gone_claims_nothing() {
     for _ in 0..2 {
         publisher.publish(event("a")).await.expect("published");
     }
-    let request = LaneRequest {
-        endpoint: lane,
-        room: 1,
-        held: 0,
-        ahead: 0,
-        low_water: Timestamp::from_micros(i64::MIN),
-        version: 0,
-        circuit_until: None,
-    };
+    let request = whole(lane, 1);
     let mut session = store.session().await.expect("a session");
     assert!(store.join(&mut session, Roles { api: false, worker: true }, None).await.expect("joined"));
     store.claim_as(session.id());
@@ -523,15 +514,7 @@ async fn chores_that_meet_on_several_replicas_do_their_work_once() {
     let lane = endpoint(&store, "http://127.0.0.1:9/", |_| {}).await;
     let publisher = Publisher::start(&store);
     futures::future::join_all((0..300).map(|_| publisher.publish(event("a")))).await;
-    let request = LaneRequest {
-        endpoint: lane,
-        room: 50,
-        held: 0,
-        ahead: 0,
-        low_water: Timestamp::from_micros(i64::MIN),
-        version: 0,
-        circuit_until: None,
-    };
+    let request = whole(lane, 50);
     assert_eq!(store.claim(&[request]).await.expect("claimed").claimed.len(), 50);
     store.delete_endpoint(lane, None).await.expect("deleted");
     let mut others = Vec::new();

@@ -7,11 +7,12 @@ use crate::api::convert;
 use crate::api::proto;
 use crate::domain::attempt::{Attempt, AttemptOutcome};
 use crate::domain::delivery::DeliveryState;
-use crate::store::{DeliveryRecord, DeliveryRow, HeldUp, TimelineEvent};
+use crate::store::{DeliveryRecord, DeliveryRow, HeldUp, TimelineEvent, Waits};
 
 /// A delivery alone, as lists show it.
 pub(in crate::api) fn to_proto(row: DeliveryRow) -> proto::Delivery {
-    let waits = matches!(row.state, DeliveryState::Pending | DeliveryState::Retrying);
+    let is_waiting = matches!(row.state, DeliveryState::Pending | DeliveryState::Retrying);
+    let next_attempt = row.due_at.filter(|_| is_waiting && row.waits != Some(Waits::Expiry));
     let last_error = row.last_error.filter(|_| row.state != DeliveryState::Succeeded).unwrap_or_default();
     let standing = Standing {
         state: row.state,
@@ -20,7 +21,8 @@ pub(in crate::api) fn to_proto(row: DeliveryRow) -> proto::Delivery {
         last_status: row.last_status,
         last_error: &last_error,
         is_to_be_canceled: row.cancel_requested,
-        held_up: row.held_up.filter(|_| waits),
+        held_up: row.held_up.filter(|_| is_waiting),
+        waits: row.waits,
     };
     proto::Delivery {
         id: row.id.to_string(),
@@ -32,10 +34,11 @@ pub(in crate::api) fn to_proto(row: DeliveryRow) -> proto::Delivery {
         reason: standing.words(),
         attempt_count: row.attempt_count,
         priority: i32::from(row.priority),
+        ordering_key: row.ordering_key.unwrap_or_default(),
         idempotency_key: row.idempotency_key.unwrap_or_default(),
         replay_of: row.replay_of.map(|id| id.to_string()).unwrap_or_default(),
         create_time: Some(to_timestamp(row.id.time())),
-        next_attempt_time: row.due_at.filter(|_| waits).map(to_timestamp),
+        next_attempt_time: next_attempt.map(to_timestamp),
         settle_time: row.settle_time.map(to_timestamp),
         last_status_code: row.last_status,
         last_error,
@@ -66,6 +69,7 @@ pub(in crate::api) fn transition_to_proto(event: &TimelineEvent) -> proto::Deliv
         last_error: &last_error,
         is_to_be_canceled: false,
         held_up: None,
+        waits: None,
     };
     proto::DeliveryEvent {
         kind: i32::from(event.kind.number()),
@@ -80,6 +84,7 @@ pub(in crate::api) fn transition_to_proto(event: &TimelineEvent) -> proto::Deliv
             reason: standing.words(),
             attempt_count: event.attempt_count,
             priority: i32::from(event.priority),
+            ordering_key: event.ordering_key.clone().unwrap_or_default(),
             idempotency_key: event.idempotency_key.clone().unwrap_or_default(),
             create_time: Some(to_timestamp(event.delivery.time())),
             next_attempt_time: event.next_attempt_time.map(to_timestamp),
@@ -130,6 +135,7 @@ struct Standing<'a> {
     last_error: &'a str,
     is_to_be_canceled: bool,
     held_up: Option<HeldUp>,
+    waits: Option<Waits>,
 }
 
 impl Standing<'_> {
@@ -138,7 +144,15 @@ impl Standing<'_> {
         if let Some(reason) = self.reason.filter(|_| self.state.is_settled()) {
             return reason;
         }
+        if let Some(Waits::Behind { first, has_failed }) = self.waits {
+            let failed = if has_failed { ", which failed; retry or cancel it" } else { "" };
+            return format!("waits behind {first}{failed}");
+        }
         match self.state {
+            DeliveryState::Pending if self.waits == Some(Waits::Time) => "waits for its deliver_time".to_owned(),
+            DeliveryState::Retrying if self.waits == Some(Waits::Expiry) => {
+                format!("{}; expires before another attempt would be due", self.last_error)
+            }
             DeliveryState::Pending => format!("waits for its first attempt{}", held_up_words(self.held_up.as_ref())),
             DeliveryState::InFlight if self.is_to_be_canceled => {
                 format!("attempt {} is under way; canceled when it ends, unless it succeeds", self.attempt_count)
@@ -199,7 +213,9 @@ mod tests {
             priority: 2,
             idempotency_key: None,
             replay_of: None,
+            ordering_key: None,
             due_at: Some(Timestamp::from_micros(1)),
+            waits: None,
             settle_time: None,
             last_status: 503,
             last_error: Some("HTTP 503: Service Unavailable".to_owned()),
@@ -240,6 +256,17 @@ mod tests {
         check(DeliveryRow { last_status: 204, ..row(Succeeded) }, "the endpoint answered with HTTP 204");
         check(DeliveryRow { reason: Some("QUEUE_FULL".to_owned()), ..row(Failed) }, "QUEUE_FULL");
         check(row(Failed), "HTTP 503: Service Unavailable");
+        let waiting = |state, waits| DeliveryRow { waits: Some(waits), ..row(state) };
+        check(waiting(Pending, Waits::Time), "waits for its deliver_time");
+        check(waiting(Retrying, Waits::Time), "HTTP 503: Service Unavailable; waits for its next attempt");
+        let expiring = "HTTP 503: Service Unavailable; expires before another attempt would be due";
+        check(waiting(Retrying, Waits::Expiry), expiring);
+        let first = row(Pending).id;
+        for state in [Pending, Retrying] {
+            check(waiting(state, Waits::Behind { first, has_failed: false }), &format!("waits behind {first}"));
+            let blocked = format!("waits behind {first}, which failed; retry or cancel it");
+            check(waiting(state, Waits::Behind { first, has_failed: true }), &blocked);
+        }
     }
 
     #[test]

@@ -11,8 +11,8 @@ use crate::domain::Problem;
 use crate::domain::address::EgressRules;
 use crate::domain::circuit::{CircuitPolicy, DisablePolicy};
 use crate::domain::endpoint::{
-    DESCRIPTION_BYTES_MAX, EVENT_TYPES_MAX, Endpoint, EndpointSpec, PayloadFormat, SecretInfo, SignatureScheme,
-    TIMEOUT_DEFAULT, parse_max_in_flight, parse_timeout,
+    DESCRIPTION_BYTES_MAX, EVENT_TYPES_MAX, Endpoint, EndpointSpec, OnFailure, Ordering, PayloadFormat, SecretInfo,
+    SignatureScheme, TIMEOUT_DEFAULT, parse_max_in_flight, parse_timeout,
 };
 use crate::domain::fields::{parse_key, parse_map, parse_text};
 use crate::domain::filter::Filter;
@@ -45,6 +45,8 @@ pub(in crate::api) struct Patch {
     disable_policy: Option<DisablePolicy>,
     labels: Option<BTreeMap<String, String>>,
     external_id: Option<Option<String>>,
+    ordering: Option<Ordering>,
+    on_failure: Option<OnFailure>,
 }
 
 impl Patch {
@@ -95,6 +97,8 @@ impl Patch {
             disable_policy: masked(mask, "disable_policy", || gates::disable_policy(given.disable_policy.as_ref(), v)),
             labels: masked(mask, "labels", || v.take("endpoint.labels", parse_map(given.labels.clone()))),
             external_id: masked(mask, "external_id", || v.take("endpoint.external_id", parse_key(&given.external_id))),
+            ordering: masked(mask, "ordering", || ordering(given.ordering, v)),
+            on_failure: masked(mask, "ordering_on_failure", || on_failure(given.ordering_on_failure, v)),
         }
     }
 
@@ -122,6 +126,8 @@ impl Patch {
             disable_policy: self.disable_policy?,
             labels: self.labels?,
             external_id: self.external_id?,
+            ordering: self.ordering?,
+            on_failure: self.on_failure?,
         })
     }
 
@@ -144,6 +150,8 @@ impl Patch {
         replace(&mut spec.disable_policy, &self.disable_policy);
         replace(&mut spec.labels, &self.labels);
         replace(&mut spec.external_id, &self.external_id);
+        replace(&mut spec.ordering, &self.ordering);
+        replace(&mut spec.on_failure, &self.on_failure);
         if let Some((parts, given)) = &self.retry_parts {
             let merged = retry::merge(base.retry_policy.as_ref(), given, parts);
             spec.retry_policy = retry::from_proto(&merged, RETRY_POLICY, violations);
@@ -169,20 +177,25 @@ fn refuse_unbuilt(given: &proto::Endpoint, mask: &Mask, violations: &mut Violati
     unbuilt("ca_pem", "endpoint.ca_pem", !given.ca_pem.is_empty());
     unbuilt("client_certificate_pem", "endpoint.client_certificate_pem", !given.client_certificate_pem.is_empty());
     unbuilt("client_key_pem", "endpoint.client_key_pem", !given.client_key_pem.is_empty());
-    if mask.has("ordering") {
-        match proto::Ordering::try_from(given.ordering) {
-            Ok(proto::Ordering::Unspecified | proto::Ordering::Unordered) => {}
-            Ok(_) => violations.unbuilt("endpoint.ordering"),
-            Err(_) => violations.invalid("endpoint.ordering", undefined(given.ordering)),
-        }
-    }
-    if mask.has("ordering_on_failure") {
-        match proto::OrderingOnFailure::try_from(given.ordering_on_failure) {
-            Ok(proto::OrderingOnFailure::Unspecified) => {}
-            Ok(_) => violations.unbuilt("endpoint.ordering_on_failure"),
-            Err(_) => violations.invalid("endpoint.ordering_on_failure", undefined(given.ordering_on_failure)),
-        }
-    }
+}
+
+fn ordering(number: i32, violations: &mut Violations) -> Option<Ordering> {
+    let ordering = match proto::Ordering::try_from(number) {
+        Ok(proto::Ordering::Unspecified | proto::Ordering::Unordered) => Ok(Ordering::Unordered),
+        Ok(proto::Ordering::ByKey) => Ok(Ordering::ByKey),
+        Ok(proto::Ordering::Fifo) => Ok(Ordering::Fifo),
+        Err(_) => Err(undefined(number)),
+    };
+    violations.take("endpoint.ordering", ordering)
+}
+
+fn on_failure(number: i32, violations: &mut Violations) -> Option<OnFailure> {
+    let on_failure = match proto::OrderingOnFailure::try_from(number) {
+        Ok(proto::OrderingOnFailure::Unspecified | proto::OrderingOnFailure::Block) => Ok(OnFailure::Block),
+        Ok(proto::OrderingOnFailure::Skip) => Ok(OnFailure::Skip),
+        Err(_) => Err(undefined(number)),
+    };
+    violations.take("endpoint.ordering_on_failure", on_failure)
 }
 
 fn signature_scheme(number: i32, violations: &mut Violations) -> Option<SignatureScheme> {
@@ -264,7 +277,8 @@ pub(in crate::api) fn to_proto(endpoint: Endpoint) -> proto::Endpoint {
         rate_limit: spec.rate_limit.map(gates::rate_limit_to_proto),
         circuit_breaker: Some(gates::circuit_breaker_to_proto(spec.circuit_breaker)),
         disable_policy: Some(gates::disable_policy_to_proto(spec.disable_policy)),
-        ordering: proto::Ordering::Unordered.into(),
+        ordering: i32::from(spec.ordering.number()),
+        ordering_on_failure: i32::from(spec.on_failure.number()),
         labels: spec.labels.into_iter().collect(),
         external_id: spec.external_id.unwrap_or_default(),
         state: i32::from(state.number()),
@@ -320,6 +334,7 @@ mod tests {
         assert_eq!(spec.signature_scheme, SignatureScheme::Timestamped);
         assert_eq!(spec.payload_format, PayloadFormat::Envelope);
         assert_eq!((spec.retry_policy, spec.external_id), (None, None));
+        assert_eq!((spec.ordering, spec.on_failure), (Ordering::Unordered, OnFailure::Block));
     }
 
     #[test]
@@ -332,13 +347,15 @@ mod tests {
             timeout: Some(prost_types::Duration { seconds: 301, nanos: 0 }),
             max_in_flight: 2_000,
             ordering: -1,
+            ordering_on_failure: 3,
             ca_pem: "unbuilt, but what is bad comes first".to_owned(),
             ..given()
         };
         let (code, mut paths) = register(&bad).expect_err("bad");
         paths.sort();
         assert_eq!(code, Code::InvalidArgument);
-        let names = ["description", "event_types[1]", "event_types[2]", "max_in_flight", "ordering"];
+        let names =
+            ["description", "event_types[1]", "event_types[2]", "max_in_flight", "ordering", "ordering_on_failure"];
         let expected: Vec<String> = names
             .iter()
             .chain(&["signature_scheme", "timeout", "url"])
@@ -350,9 +367,7 @@ mod tests {
     #[test]
     fn what_is_not_built_is_refused_by_name() {
         type Set = fn(&mut proto::Endpoint);
-        let cases: [(&str, Set); 5] = [
-            ("ordering", |e| e.ordering = 2),
-            ("ordering_on_failure", |e| e.ordering_on_failure = 1),
+        let cases: [(&str, Set); 3] = [
             ("ca_pem", |e| e.ca_pem = "x".to_owned()),
             ("client_certificate_pem", |e| e.client_certificate_pem = "x".to_owned()),
             ("client_key_pem", |e| e.client_key_pem = "x".to_owned()),

@@ -7,11 +7,10 @@ use bytes::Bytes;
 use serde::de::IgnoredAny;
 use tonic::Status;
 
-use super::Violations;
 use super::endpoint::Patch;
 use super::mask::Mask;
 use super::time::to_timestamp;
-use super::undefined;
+use super::{Violations, schedule};
 use crate::api::proto::publish_request::Body;
 use crate::api::server::Config;
 use crate::api::{proto, status};
@@ -21,19 +20,21 @@ use crate::domain::fields::{ContentType, Tenant, parse_key, parse_map};
 use crate::domain::id::EndpointId;
 use crate::domain::pattern::EventType;
 use crate::domain::secret::Secret;
+use crate::domain::time::Timestamp;
 
 /// How many endpoints one event may name.
 const ENDPOINT_IDS_MAX: usize = 1_000;
 /// How deep JSON may be nested: what common parsers of receivers take.
 const JSON_DEPTH_MAX: usize = 128;
 
-/// Checks an event that a caller wants published.
+/// Checks an event that a caller wants published at `now`, by the database's clock.
 pub(in crate::api) fn from_proto(
     request: proto::PublishRequest,
     config: &Config,
+    now: Timestamp,
     mut v: Violations,
 ) -> Result<NewEvent, Status> {
-    refuse_unbuilt(&request, &mut v);
+    let schedule = schedule::from_proto(&request, now, &mut v);
     let inline_endpoint = match &request.inline_endpoint {
         None => Some(None),
         Some(given) => inline_endpoint(given, &request, config, &mut v).map(|inline| Some(Arc::new(inline))),
@@ -59,7 +60,7 @@ pub(in crate::api) fn from_proto(
     if content_type.as_ref().is_some_and(ContentType::is_json) {
         v.take(path, check_json(&payload));
     }
-    match (tenant, event_type, content_type, idempotency_key, metadata, endpoint_ids, inline_endpoint) {
+    match (tenant, event_type, content_type, idempotency_key, metadata, endpoint_ids, inline_endpoint, schedule) {
         (
             Some(tenant),
             Some(event_type),
@@ -68,6 +69,7 @@ pub(in crate::api) fn from_proto(
             Some(metadata),
             Some(mut endpoint_ids),
             Some(inline_endpoint),
+            Some(schedule),
         ) if v.is_empty() => {
             drop_duplicates(&mut endpoint_ids);
             Ok(NewEvent {
@@ -80,6 +82,7 @@ pub(in crate::api) fn from_proto(
                 metadata,
                 endpoint_ids,
                 inline_endpoint,
+                schedule,
             })
         }
         _ => Err(v.into_status()),
@@ -130,17 +133,6 @@ fn inline_endpoint(
         };
         Some(InlineEndpoint { spec: patch.into_spec()?, secret: secret? })
     })
-}
-
-fn refuse_unbuilt(request: &proto::PublishRequest, violations: &mut Violations) {
-    violations.unbuilt_if(!request.ordering_key.is_empty(), "ordering_key");
-    violations.unbuilt_if(request.deliver_time.is_some(), "deliver_time");
-    violations.unbuilt_if(request.expire_time.is_some(), "expire_time");
-    match proto::Priority::try_from(request.priority) {
-        Ok(proto::Priority::Unspecified | proto::Priority::Normal) => {}
-        Ok(proto::Priority::High | proto::Priority::Low) => violations.unbuilt("priority"),
-        Err(_) => violations.invalid("priority", undefined(request.priority)),
-    }
 }
 
 /// Drops repeated endpoints, in the order they were named.
@@ -203,10 +195,12 @@ pub(in crate::api) fn to_proto(event: Event) -> proto::Event {
         payload: event.payload,
         content_type: event.content_type.as_str().to_owned(),
         idempotency_key: event.idempotency_key.unwrap_or_default(),
-        priority: proto::Priority::Normal.into(),
+        priority: i32::from(event.schedule.priority.number()),
+        ordering_key: event.schedule.ordering_key.unwrap_or_default(),
+        deliver_time: event.schedule.deliver_time.map(to_timestamp),
+        expire_time: event.schedule.expire_time.map(to_timestamp),
         metadata: event.metadata.into_iter().collect(),
         create_time: Some(to_timestamp(event.id.time())),
-        ..proto::Event::default()
     }
 }
 
@@ -228,6 +222,8 @@ mod tests {
         }
     }
 
+    const NOW: Timestamp = Timestamp::from_micros(1_000_000_000);
+
     fn parse(request: proto::PublishRequest) -> Result<NewEvent, Status> {
         let config = Config {
             grpc_addr: ([127, 0, 0, 1], 0).into(),
@@ -236,7 +232,7 @@ mod tests {
             cloudevents_source: SourceTemplate::default(),
             reflection: false,
         };
-        from_proto(request, &config, Violations::new())
+        from_proto(request, &config, NOW, Violations::new())
     }
 
     #[test]
@@ -259,33 +255,28 @@ mod tests {
             idempotency_key: "ä".to_owned(),
             endpoint_ids: vec!["ep_01h455vb4pex5vsknk084sn02q".to_owned(), "x".to_owned()],
             priority: 9,
+            ordering_key: "a b".to_owned(),
+            deliver_time: Some(prost_types::Timestamp { seconds: 1_000_000_000, nanos: 0 }),
+            expire_time: Some(to_timestamp(NOW)),
             metadata: [(String::new(), String::new())].into(),
             ..request("{}")
         };
         let (code, mut paths) = refused(&parse(bad).expect_err("bad"));
         paths.sort();
         assert_eq!(code, Code::InvalidArgument);
-        let expected =
-            ["content_type", "endpoint_ids[1]", "event_type", "idempotency_key", "metadata", "priority", "tenant"];
-        assert_eq!(paths, expected);
-    }
-
-    #[test]
-    fn what_is_not_built_is_refused_by_name() {
-        type Set = fn(&mut proto::PublishRequest);
-        let cases: [(&str, Set); 5] = [
-            ("ordering_key", |r| r.ordering_key = "k".to_owned()),
-            ("deliver_time", |r| r.deliver_time = Some(prost_types::Timestamp::default())),
-            ("expire_time", |r| r.expire_time = Some(prost_types::Timestamp::default())),
-            ("priority", |r| r.priority = 1),
-            ("priority", |r| r.priority = 3),
+        let expected = [
+            "content_type",
+            "deliver_time",
+            "endpoint_ids[1]",
+            "event_type",
+            "expire_time",
+            "idempotency_key",
+            "metadata",
+            "ordering_key",
+            "priority",
+            "tenant",
         ];
-        for (field, set) in cases {
-            let mut asked = request("{}");
-            set(&mut asked);
-            assert_eq!(refused(&parse(asked).expect_err(field)), (Code::Unimplemented, vec![field.to_owned()]));
-        }
-        assert!(parse(proto::PublishRequest { priority: 2, ..request("{}") }).is_ok());
+        assert_eq!(paths, expected);
     }
 
     #[test]

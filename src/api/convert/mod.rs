@@ -10,6 +10,7 @@ pub(super) mod event;
 mod gates;
 pub(super) mod mask;
 pub(super) mod retry;
+mod schedule;
 pub(super) mod time;
 
 use std::borrow::Cow;

@@ -27,6 +27,7 @@ fn event(payload: &str, content_type: &str) -> NewEvent {
         source: None,
         endpoint_ids: Vec::new(),
         inline_endpoint: None,
+        schedule: Default::default(),
     }
 }
 

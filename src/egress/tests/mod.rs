@@ -56,6 +56,7 @@ fn target(url: &str, timeout: Duration) -> Target {
 
 fn event(payload: impl Into<Bytes>) -> Event {
     Event {
+        schedule: Default::default(),
         id: "evt_01h455vb4pex5vsknk084sn02q".parse().unwrap(),
         tenant: Tenant::default_tenant(),
         event_type: EventType::parse("order.created").unwrap(),

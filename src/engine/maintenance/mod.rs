@@ -3,9 +3,11 @@
 mod alerts;
 mod backlog;
 mod clock;
+mod expiry;
 mod filters;
 mod idempotency;
 mod lapsed;
+mod order;
 mod partitions;
 mod tombstones;
 
@@ -23,9 +25,11 @@ pub async fn run(store: Arc<Store>, publisher: Publisher, rules: AlertRules, end
             alerts::run(&store, &publisher, &rules),
             backlog::run(&store),
             clock::run(&store),
+            expiry::run(&store),
             filters::run(&store),
             idempotency::run(&store),
             lapsed::run(&store),
+            order::run(&store),
             partitions::run(&store),
             tombstones::run(&store),
         )

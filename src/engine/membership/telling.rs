@@ -13,8 +13,10 @@ use crate::domain::id::EndpointId;
 use crate::domain::time::Timestamp;
 use crate::store::{Due, Hint, NAMED_MAX, Replica, Store, Work};
 
-/// What is due later than this, whoever drives its lane finds before it is.
-const SOON: Duration = Duration::from_secs(1);
+/// What is due later than this, whoever drives its lane finds by its sweep before it is.
+const SOON: Duration = Duration::from_secs(5);
+/// What is due within this is due now: clocks are tracked, not read.
+const NOW: Duration = Duration::from_millis(50);
 /// Between two notes; the first goes out at once.
 const EVERY_MIN: Duration = Duration::from_millis(50);
 
@@ -96,7 +98,12 @@ impl Telling {
             }
             Deed::Due(Hint::Made(due)) => {
                 let soon = now.plus(SOON);
-                for Due { endpoint, at } in due.iter().filter(|due| due.at <= soon && !view.owns(due.endpoint)) {
+                for Due { endpoint, at, .. } in due.iter().filter(|due| due.at <= soon && !view.owns(due.endpoint)) {
+                    // A note has one time, of what is due: of what will be, it says that there is something to find.
+                    if *at > now.plus(NOW) {
+                        pending.is_more = true;
+                        continue;
+                    }
                     if pending.endpoints.len() >= NAMED_MAX {
                         pending.is_more = true;
                         return;
@@ -154,7 +161,7 @@ mod tests {
     }
 
     fn made(count: u128, at: Timestamp) -> Deed {
-        let due = |n| Due { endpoint: EndpointId::from_uuid(Uuid::from_u128(n)), at };
+        let due = |n| Due { endpoint: EndpointId::from_uuid(Uuid::from_u128(n)), at, priority: None };
         Deed::Due(Hint::Made((0..count).map(due).collect()))
     }
 
@@ -165,7 +172,7 @@ mod tests {
         assert_eq!(telling.tell_at(), None);
         telling.gather(made(3, at(5)), &View::default(), at(9));
         telling.gather(made(2, at(4)), &View::default(), at(9));
-        telling.gather(made(9, at(11)), &View::default(), at(9));
+        telling.gather(made(9, at(15)), &View::default(), at(9));
         telling.gather(Deed::Grown, &View::default(), at(9));
         assert_eq!(telling.tell_at(), Some(now), "at once");
         let work = telling.take(now);
@@ -174,6 +181,9 @@ mod tests {
         telling.gather(Deed::Missed, &View::default(), at(9));
         assert_eq!(telling.tell_at(), Some(now + EVERY_MIN));
         assert!(telling.take(now).is_more);
+        telling.gather(made(9, at(11)), &View::default(), at(9));
+        let work = telling.take(now);
+        assert_eq!((work.endpoints.len(), work.is_more), (0, true), "what will be due soon is there to be found");
     }
 
     #[test]

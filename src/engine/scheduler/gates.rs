@@ -47,7 +47,7 @@ impl Scheduler {
     /// Something of an endpoint has changed that lets its requests through: then whatever waits may be due.
     pub(super) fn take_in_change(&mut self, endpoint: EndpointId) {
         if self.view.owns(endpoint) {
-            self.lane(endpoint, Instant::now()).wake(Timestamp::from_micros(i64::MIN));
+            self.lane(endpoint, Instant::now()).wake(Timestamp::from_micros(i64::MIN), None);
             self.find_out(endpoint);
             self.queue(endpoint);
         }
@@ -61,7 +61,7 @@ impl Scheduler {
             if !lane.gate.agrees(seen) {
                 self.find_out(endpoint);
             }
-            self.learn(seen.due);
+            self.learn_swept(seen.due);
         }
     }
 
@@ -177,6 +177,6 @@ impl Scheduler {
             lane.hold(now + wait);
         }
         let at = self.shared.store.clock().now().plus(wait);
-        self.set_alarm(Due { endpoint, at }, now);
+        self.set_alarm(Due { endpoint, at, priority: None }, now);
     }
 }

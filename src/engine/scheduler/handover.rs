@@ -99,7 +99,7 @@ impl Scheduler {
         }
         self.hand_back(given_up);
         self.quotas.share_among(self.view.count(), now);
-        self.alarms.retain(|(_, endpoint)| self.view.owns(*endpoint));
+        self.alarms.retain(|(_, endpoint, _)| self.view.owns(*endpoint));
         self.openings.retain(|(_, endpoint)| self.view.owns(*endpoint));
         let passing = &mut self.passing;
         passing.elsewhere.retain(|_, (endpoint, _)| before.owns(*endpoint) && self.view.owns(*endpoint));
@@ -169,7 +169,7 @@ impl Scheduler {
                 }
                 // Handed back, lapsed, or to be retried: it is waiting again.
                 if let Some(waiting) = now.filter(|now| !now.is_held) {
-                    self.learn(Due { endpoint, at: waiting.due_at });
+                    self.learn(Due { endpoint, at: waiting.due_at, priority: waiting.priority });
                 }
                 self.start_ready(endpoint);
                 self.queue(endpoint);

@@ -10,7 +10,8 @@ use sqlx::types::Json;
 use super::LaneEndpoint;
 use crate::domain::circuit::{CircuitPolicy, DisablePolicy};
 use crate::domain::endpoint::{
-    CircuitState, Endpoint, EndpointSpec, EndpointState, Health, PayloadFormat, SecretInfo, SignatureScheme,
+    CircuitState, Endpoint, EndpointSpec, EndpointState, Health, OnFailure, Ordering, PayloadFormat, SecretInfo,
+    SignatureScheme,
 };
 use crate::domain::fields::Tenant;
 use crate::domain::filter::Filter;
@@ -51,6 +52,8 @@ pub(in crate::store) fn bind_spec<'q, T>(query: Query<'q, T>, spec: &EndpointSpe
         .bind(millis(spec.circuit_breaker.max_open_duration))
         .bind(i64::from(spec.disable_policy.consecutive_failures))
         .bind(millis(spec.disable_policy.failing_for))
+        .bind(spec.ordering.number())
+        .bind(spec.on_failure.number())
 }
 
 pub(in crate::store) fn read_endpoint(row: &PgRow) -> Result<Endpoint> {
@@ -116,6 +119,8 @@ pub(in crate::store) fn read_spec(row: &PgRow) -> Result<EndpointSpec> {
         external_id: row.try_get("external_id")?,
         headers: read_headers(row)?,
         filter: row.try_get::<Option<&str>, _>("filter")?.map(Filter::from_stored),
+        ordering: read_ordering(row)?,
+        on_failure: stored("ordering_on_failure", row.try_get("ordering_on_failure")?, OnFailure::from_number)?,
     })
 }
 
@@ -129,7 +134,11 @@ pub(in crate::store) fn read_lane_endpoint(row: &PgRow) -> Result<LaneEndpoint> 
         retry_policy: row.try_get::<Option<Json<RetryPolicy>>, _>("retry_policy")?.map(|policy| policy.0),
         event_retry_policies: row.try_get::<Json<_>, _>("event_retry_policies")?.0,
         timeout: Duration::from_millis(u64::from(count(row.try_get("timeout_ms")?))),
-        max_in_flight: count(row.try_get("max_in_flight")?),
+        // One at a time, whatever was published under another ordering.
+        max_in_flight: match read_ordering(row)? {
+            Ordering::Fifo => 1,
+            Ordering::Unordered | Ordering::ByKey => count(row.try_get("max_in_flight")?),
+        },
         rate_limit: read_rate_limit(row)?,
         circuit_breaker: read_circuit_policy(row)?,
         disable_policy: read_disable_policy(row)?,
@@ -169,6 +178,10 @@ fn read_millis(row: &PgRow, column: &str) -> Result<Duration> {
 /// Whole milliseconds, at least one for any span: what is positive stays so.
 fn millis(span: Duration) -> i64 {
     i64::try_from(span.as_nanos().div_ceil(1_000_000)).unwrap_or(i64::MAX)
+}
+
+fn read_ordering(row: &PgRow) -> Result<Ordering> {
+    stored("ordering", row.try_get("ordering")?, Ordering::from_number)
 }
 
 fn read_headers(row: &PgRow) -> Result<OwnHeaders> {

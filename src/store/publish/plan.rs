@@ -6,13 +6,16 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::{PublishError, Published, PublishedDelivery, Waiting, unready};
+use crate::domain::endpoint::Ordering;
 use crate::domain::event::NewEvent;
 use crate::domain::fields::Tenant;
 use crate::domain::id::{DeliveryId, EndpointId, EventId};
+use crate::domain::schedule::Schedule;
 use crate::store::Store;
 use crate::store::directory::{Recipient, TenantEndpoints};
 use crate::store::error::{Error, Result};
 use crate::store::idempotency::{self, Fingerprint, KnownKeys};
+use crate::store::order::{ONLY_KEY, OrderKey};
 
 /// One event of a batch, ready to be written.
 pub(in crate::store) struct Plan {
@@ -48,6 +51,13 @@ pub(super) enum Fate {
     Duplicate,
 }
 
+impl PlannedDelivery {
+    /// Whether it is nothing but queued: most are.
+    pub(super) fn is_unordered_and_queued(&self) -> bool {
+        self.fate != Fate::QueueFull && self.to.ordering == Ordering::Unordered
+    }
+}
+
 impl Plan {
     pub(in crate::store) const fn event(&self) -> &NewEvent {
         &self.waiting.event
@@ -64,6 +74,21 @@ impl Plan {
 
     pub(super) fn refused(&self) -> impl Iterator<Item = &PlannedDelivery> {
         self.deliveries.iter().filter(|delivery| delivery.fate == Fate::QueueFull)
+    }
+
+    /// What one of its deliveries is ordered by. An event that is put off, or that has no key, stands for itself: there is
+    /// nothing before or behind it.
+    pub(super) fn order_key(&self, delivery: &PlannedDelivery) -> Option<OrderKey<'_>> {
+        if delivery.to.ordering == Ordering::Unordered {
+            return None;
+        }
+        let schedule = &self.event().schedule;
+        let key = match delivery.to.ordering {
+            _ if schedule.deliver_time.is_some() => None,
+            Ordering::Fifo => Some(ONLY_KEY),
+            Ordering::ByKey | Ordering::Unordered => schedule.ordering_key.as_deref(),
+        };
+        key.map(|key| (delivery.to.id.uuid(), key))
     }
 
     pub(super) fn into_answer(self) -> (Waiting, Published) {
@@ -108,10 +133,19 @@ pub(super) async fn plan(store: &Store, waiting: Vec<Waiting>) -> Planned {
     };
     let mut planner = Planner { store, planned: HashMap::new(), claimed_keys: HashSet::new() };
     let mut planned = Planned::default();
+    // Those of a tenant stay behind the first of them that is to be judged: they may be ordered by one key.
+    let mut held: HashMap<Tenant, Arc<TenantEndpoints>> = HashMap::new();
     for one in waiting {
+        if let Some(tenant) = held.get(&one.event.tenant) {
+            planned.unjudged.push((one, Arc::clone(tenant)));
+            continue;
+        }
         match planner.plan_one(&one, &known_keys).await {
             Ok(Step::Later) => planned.later.push(one),
-            Ok(Step::Judge(tenant)) => planned.unjudged.push((one, tenant)),
+            Ok(Step::Judge(tenant)) => {
+                held.insert(one.event.tenant.clone(), Arc::clone(&tenant));
+                planned.unjudged.push((one, tenant));
+            }
             Ok(Step::Now(draft)) => {
                 let plan = draft.into_plan(one);
                 if plan.needs_writing() {
@@ -244,6 +278,7 @@ impl Planner<'_> {
     async fn recipients(&self, one: &Waiting) -> std::result::Result<Recipients, PublishError> {
         let event = &one.event;
         if let Some(inline) = one.inline {
+            check_order(&event.schedule, &[inline])?;
             return Ok(Recipients::Known(self.tenant(&event.tenant).await?.version, vec![inline]));
         }
         let mut tenant = self.tenant(&event.tenant).await?;
@@ -264,7 +299,8 @@ impl Planner<'_> {
             let known = tenant.recipient(*id).or_else(|| unlisted.iter().find(|one| one.id == *id).copied());
             known.ok_or(PublishError::EndpointNotFound(*id))
         };
-        let recipients = event.endpoint_ids.iter().map(named).collect::<std::result::Result<_, _>>()?;
+        let recipients: Vec<Recipient> = event.endpoint_ids.iter().map(named).collect::<std::result::Result<_, _>>()?;
+        check_order(&event.schedule, &recipients)?;
         Ok(Recipients::Known(tenant.version, recipients))
     }
 
@@ -279,6 +315,19 @@ impl Planner<'_> {
     async fn load(&self, tenant: &Tenant) -> std::result::Result<Arc<TenantEndpoints>, PublishError> {
         self.store.directory.load(&self.store.engine, tenant).await.map_err(unready)
     }
+}
+
+/// Whether an event can have its place at endpoints that its publisher named: what matched by itself is taken as it is.
+fn check_order(schedule: &Schedule, named: &[Recipient]) -> std::result::Result<(), PublishError> {
+    for to in named {
+        if to.ordering != Ordering::Unordered && schedule.deliver_time.is_some() {
+            return Err(PublishError::DeliverTimeInOrder(to.id));
+        }
+        if to.ordering == Ordering::ByKey && schedule.ordering_key.is_none() {
+            return Err(PublishError::OrderingKeyMissing(to.id));
+        }
+    }
+    Ok(())
 }
 
 /// Every endpoint whose patterns and filter want the event.

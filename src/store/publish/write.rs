@@ -1,17 +1,18 @@
 //! The statement that publishes a batch: events, deliveries and their first timeline rows in one commit.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use sqlx::types::{Json, Uuid};
 use sqlx::{Connection as _, PgConnection, Row};
 
-use super::plan::Plan;
+use super::plan::{Plan, PlannedDelivery};
 use crate::domain::cloudevents::Source;
+use crate::domain::schedule::Priority;
 use crate::domain::time::Timestamp;
-use crate::store::Store;
 use crate::store::error::Result;
-use crate::store::idempotency;
+use crate::store::order::OrderKey;
 use crate::store::types::PgTime;
+use crate::store::{Store, idempotency, order};
 
 /// What came of writing a batch.
 pub(super) enum Written {
@@ -23,47 +24,62 @@ pub(super) enum Written {
 
 /// One statement and one commit for all callers in flight. It proves that what was matched is current: an endpoint
 /// whose registration was acknowledged before the publish began is visible to this statement's snapshot.
-/// Takes no lock on rows that others write; reads `tenants_pkey`.
+/// Takes no lock on rows that others write; reads `tenants_pkey`. Arrays of what few events have are empty where none has
+/// it, and unnest to nulls. Places in an order are drawn in the arrays' order, under the locks of their keys.
 const PUBLISH: &str = "
 with stale as materialized (
   select m.tenant
   from unnest($1::text[], $2::bigint[]) as m (tenant, version)
   where m.version <> coalesce((select t.config_version from tenants t where t.tenant = m.tenant), 0)
 ), new_events as (
-  insert into events (id, tenant, event_type, payload, content_type, idempotency_key, metadata, cloudevents_source)
-  select e.id, e.tenant, e.event_type, e.payload, e.content_type, e.idempotency_key, e.metadata, e.cloudevents_source
-  from unnest($3::uuid[], $4::text[], $5::text[], $6::bytea[], $7::text[], $8::text[], $9::jsonb[], $16::text[])
-    as e (id, tenant, event_type, payload, content_type, idempotency_key, metadata, cloudevents_source)
+  insert into events (id, tenant, event_type, payload, content_type, idempotency_key, metadata, cloudevents_source,
+                      priority, ordering_key, deliver_time, expire_time)
+  select e.id, e.tenant, e.event_type, e.payload, e.content_type, e.idempotency_key, e.metadata, e.cloudevents_source,
+         coalesce(e.priority, 2), e.ordering_key, e.deliver_time, e.expire_time
+  from unnest($3::uuid[], $4::text[], $5::text[], $6::bytea[], $7::text[], $8::text[], $9::jsonb[], $16::text[],
+              $17::smallint[], $18::text[], $19::timestamptz[], $20::timestamptz[])
+    as e (id, tenant, event_type, payload, content_type, idempotency_key, metadata, cloudevents_source,
+          priority, ordering_key, deliver_time, expire_time)
   where not exists (select from stale)
 ), queued as (
-  insert into outstanding (id, endpoint_id, event_id, due_at, state, priority, payload_format, tenant, event_type)
-  select d.id, d.endpoint_id, d.event_id, now(), 1, 2, d.payload_format, d.tenant, d.event_type
-  from unnest($10::uuid[], $11::uuid[], $12::uuid[], $13::smallint[], $14::text[], $15::text[])
-    as d (id, endpoint_id, event_id, payload_format, tenant, event_type)
+  insert into outstanding (id, endpoint_id, event_id, due_at, state, priority, payload_format, tenant, event_type,
+                           expire_at, order_key, seq)
+  select d.id, d.endpoint_id, d.event_id, case when d.is_parked then 'infinity' else greatest(d.deliver_at, now()) end,
+         1, coalesce(d.priority, 2), d.payload_format, d.tenant, d.event_type, d.expire_at, d.order_key,
+         case when d.order_key is not null then nextval('order_seq') end
+  from unnest($10::uuid[], $11::uuid[], $12::uuid[], $13::smallint[], $14::text[], $15::text[],
+              $21::smallint[], $22::timestamptz[], $23::timestamptz[], $24::text[], $25::boolean[])
+    as d (id, endpoint_id, event_id, payload_format, tenant, event_type,
+          priority, deliver_at, expire_at, order_key, is_parked)
   where not exists (select from stale)
 ), told as (
   insert into timeline (time, delivery_id, endpoint_id, event_id, kind, state, priority, attempt_count,
                         next_attempt_at, tenant, event_type)
-  select now(), d.id, d.endpoint_id, d.event_id, 1, 1, 2, 0, now(), d.tenant, d.event_type
-  from unnest($10::uuid[], $11::uuid[], $12::uuid[], $13::smallint[], $14::text[], $15::text[])
-    as d (id, endpoint_id, event_id, payload_format, tenant, event_type)
+  select now(), d.id, d.endpoint_id, d.event_id, 1, 1, coalesce(d.priority, 2), 0,
+         case when d.is_parked then null else greatest(d.deliver_at, now()) end, d.tenant, d.event_type
+  from unnest($10::uuid[], $11::uuid[], $12::uuid[], $13::smallint[], $14::text[], $15::text[],
+              $21::smallint[], $22::timestamptz[], $25::boolean[])
+    as d (id, endpoint_id, event_id, payload_format, tenant, event_type, priority, deliver_at, is_parked)
   where not exists (select from stale)
 )
 select now() as at, array(select tenant from stale) as stale";
 
 /// Deliveries whose endpoint has as many outstanding as it may: on record as failed, to be retried when there is room.
+/// They have no place in an order and block nothing; retried, they join its end.
 const QUEUE_FULL: &str = "
 with refused as (
   insert into settled_failed (id, endpoint_id, event_id, settle_time, claim_gen, attempt_count, last_status, state,
-                              priority, payload_format, tenant, event_type, reason)
-  select d.id, d.endpoint_id, d.event_id, now(), 0, 0, 0, 5, 2, d.payload_format, d.tenant, d.event_type, $7
-  from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::smallint[], $5::text[], $6::text[])
-    as d (id, endpoint_id, event_id, payload_format, tenant, event_type)
-  returning id, endpoint_id, event_id, tenant, event_type
+                              priority, payload_format, tenant, event_type, reason, expire_at, order_key, seq)
+  select d.id, d.endpoint_id, d.event_id, now(), 0, 0, 0, 5, coalesce(d.priority, 2), d.payload_format, d.tenant,
+         d.event_type, $7, d.expire_at, d.order_key, case when d.order_key is not null then 0 end
+  from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::smallint[], $5::text[], $6::text[],
+              $8::smallint[], $9::timestamptz[], $10::text[])
+    as d (id, endpoint_id, event_id, payload_format, tenant, event_type, priority, expire_at, order_key)
+  returning id, endpoint_id, event_id, priority, tenant, event_type
 )
 insert into timeline (time, delivery_id, endpoint_id, event_id, kind, state, priority, attempt_count, reason, tenant,
                       event_type)
-select now(), id, endpoint_id, event_id, 5, 5, 2, 0, $7, tenant, event_type from refused";
+select now(), id, endpoint_id, event_id, 5, 5, priority, 0, $7, tenant, event_type from refused";
 
 /// Why a delivery failed that never waited.
 const QUEUE_FULL_REASON: &str = "QUEUE_FULL: the endpoint has as many outstanding deliveries as it may";
@@ -78,14 +94,18 @@ pub(super) async fn write(store: &Store, batch: &[Plan]) -> Result<Written> {
 }
 
 async fn write_on(connection: &mut PgConnection, batch: &[Plan]) -> Result<(PublishedBatch, Vec<usize>)> {
-    let is_plain = batch.iter().all(|plan| plan.fingerprint.is_none() && plan.refused().next().is_none());
+    let is_plain = batch
+        .iter()
+        .all(|plan| plan.fingerprint.is_none() && plan.deliveries.iter().all(PlannedDelivery::is_unordered_and_queued));
     if is_plain {
         // A single statement is its own transaction: no further round trips.
-        return Ok((publish(connection, batch, &[]).await?, Vec::new()));
+        return Ok((publish(connection, batch, &[], HashSet::new()).await?, Vec::new()));
     }
     let mut transaction = connection.begin().await?;
     let lost = idempotency::claim(&mut transaction, batch).await?;
-    let published = publish(&mut transaction, batch, &lost).await?;
+    let keys: BTreeSet<OrderKey<'_>> = queued(batch, &lost).filter_map(|(plan, to)| plan.order_key(to)).collect();
+    let free = if keys.is_empty() { HashSet::new() } else { order::join(&mut transaction, &keys).await? };
+    let published = publish(&mut transaction, batch, &lost, free).await?;
     if published.stale.is_empty() {
         record_refused(&mut transaction, batch, &lost).await?;
         transaction.commit().await?;
@@ -110,7 +130,13 @@ async fn settle(store: &Store, published: PublishedBatch, lost: Vec<usize>) -> R
     Ok(Written::NothingMatchedAnew)
 }
 
-async fn publish(connection: &mut PgConnection, batch: &[Plan], lost: &[usize]) -> Result<PublishedBatch> {
+/// `free` are the keys that have nothing before this batch.
+async fn publish<'b>(
+    connection: &mut PgConnection,
+    batch: &'b [Plan],
+    lost: &'b [usize],
+    free: HashSet<OrderKey<'b>>,
+) -> Result<PublishedBatch> {
     let plans = || winners(batch, lost);
     let matched: HashMap<&str, i64> =
         plans().map(|plan| (plan.waiting.event.tenant.as_str(), plan.config_version)).collect();
@@ -119,7 +145,8 @@ async fn publish(connection: &mut PgConnection, batch: &[Plan], lost: &[usize]) 
     let column = |of: fn(&Plan) -> &str| events.iter().map(|plan| of(plan)).collect::<Vec<&str>>();
     let metadata =
         |plan: &Plan| Some(&plan.waiting.event.metadata).filter(|map| !map.is_empty()).map(|map| Json(map.clone()));
-    let rows = DeliveryColumns::of(plans().flat_map(|plan| plan.queued().map(move |delivery| (plan, delivery))));
+    let rows = DeliveryColumns::of(queued(batch, lost), free);
+    let schedules = || events.iter().map(|plan| &plan.waiting.event.schedule);
     let row = sqlx::query(PUBLISH)
         .bind(tenants)
         .bind(versions)
@@ -137,6 +164,15 @@ async fn publish(connection: &mut PgConnection, batch: &[Plan], lost: &[usize]) 
         .bind(rows.tenants)
         .bind(rows.types)
         .bind(events.iter().map(|plan| plan.waiting.event.source.as_ref().map(Source::as_str)).collect::<Vec<_>>())
+        .bind(sparse(schedules().map(|one| Some(one.priority.number()).filter(|_| one.priority != Priority::Normal))))
+        .bind(sparse(schedules().map(|one| one.ordering_key.as_deref())))
+        .bind(sparse(schedules().map(|one| one.deliver_time.map(PgTime))))
+        .bind(sparse(schedules().map(|one| one.expire_time.map(PgTime))))
+        .bind(sparse(rows.priorities))
+        .bind(sparse(rows.deliver_at))
+        .bind(sparse(rows.expire_at))
+        .bind(sparse(rows.order_keys))
+        .bind(sparse(rows.parked))
         .fetch_one(connection)
         .await?;
     Ok(PublishedBatch { at: row.try_get::<PgTime, _>("at")?.0, stale: row.try_get("stale")? })
@@ -144,7 +180,7 @@ async fn publish(connection: &mut PgConnection, batch: &[Plan], lost: &[usize]) 
 
 async fn record_refused(connection: &mut PgConnection, batch: &[Plan], lost: &[usize]) -> Result<()> {
     let refused = winners(batch, lost).flat_map(|plan| plan.refused().map(move |delivery| (plan, delivery)));
-    let rows = DeliveryColumns::of(refused);
+    let rows = DeliveryColumns::of(refused, HashSet::new());
     if rows.ids.is_empty() {
         return Ok(());
     }
@@ -156,6 +192,9 @@ async fn record_refused(connection: &mut PgConnection, batch: &[Plan], lost: &[u
         .bind(rows.tenants)
         .bind(rows.types)
         .bind(QUEUE_FULL_REASON)
+        .bind(sparse(rows.priorities))
+        .bind(sparse(rows.expire_at))
+        .bind(sparse(rows.order_keys))
         .execute(connection)
         .await?;
     Ok(())
@@ -164,6 +203,17 @@ async fn record_refused(connection: &mut PgConnection, batch: &[Plan], lost: &[u
 /// The plans whose keys nobody took; `lost` is ascending.
 fn winners<'b>(batch: &'b [Plan], lost: &'b [usize]) -> impl Iterator<Item = &'b Plan> {
     batch.iter().enumerate().filter(|(place, _)| lost.binary_search(place).is_err()).map(|(_, plan)| plan)
+}
+
+/// The deliveries that are queued of them, in publish order.
+fn queued<'b>(batch: &'b [Plan], lost: &'b [usize]) -> impl Iterator<Item = (&'b Plan, &'b PlannedDelivery)> {
+    winners(batch, lost).flat_map(|plan| plan.queued().map(move |delivery| (plan, delivery)))
+}
+
+/// A column that is mostly null: empty where it is so altogether, which the statement unnests to the same.
+fn sparse<T>(column: impl IntoIterator<Item = Option<T>>) -> Vec<Option<T>> {
+    let column: Vec<_> = column.into_iter().collect();
+    if column.iter().all(Option::is_none) { Vec::new() } else { column }
 }
 
 /// Deliveries as the columns that both statements unnest.
@@ -175,10 +225,16 @@ struct DeliveryColumns<'p> {
     formats: Vec<i16>,
     tenants: Vec<&'p str>,
     types: Vec<&'p str>,
+    priorities: Vec<Option<i16>>,
+    deliver_at: Vec<Option<PgTime>>,
+    expire_at: Vec<Option<PgTime>>,
+    order_keys: Vec<Option<&'p str>>,
+    parked: Vec<Option<bool>>,
 }
 
 impl<'p> DeliveryColumns<'p> {
-    fn of(deliveries: impl Iterator<Item = (&'p Plan, &'p super::plan::PlannedDelivery)>) -> Self {
+    /// Of each of the `free` keys the first delivery goes at once; all others behind a key are parked.
+    fn of(deliveries: impl Iterator<Item = (&'p Plan, &'p PlannedDelivery)>, mut free: HashSet<OrderKey<'p>>) -> Self {
         let mut columns = Self::default();
         for (plan, delivery) in deliveries {
             columns.ids.push(delivery.id.uuid());
@@ -187,6 +243,13 @@ impl<'p> DeliveryColumns<'p> {
             columns.formats.push(delivery.to.format.number());
             columns.tenants.push(plan.waiting.event.tenant.as_str());
             columns.types.push(plan.waiting.event.event_type.as_str());
+            let schedule = &plan.waiting.event.schedule;
+            let order_key = plan.order_key(delivery);
+            columns.priorities.push(Some(schedule.priority.number()).filter(|_| schedule.priority != Priority::Normal));
+            columns.deliver_at.push(schedule.deliver_time.map(PgTime));
+            columns.expire_at.push(schedule.expire_time.map(PgTime));
+            columns.parked.push(order_key.map(|key| !free.remove(&key)));
+            columns.order_keys.push(order_key.map(|(_, key)| key));
         }
         columns
     }

@@ -2,12 +2,17 @@
 //!
 //! A delivery moves by `DELETE … RETURNING` into an INSERT, its timeline row and the endpoint's health with it. A
 //! completion whose claim is no longer the current one changes nothing.
+//!
+//! The file is long because a statement, its arrays and its answer belong side by side.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::types::Uuid;
+use sqlx::{Connection as _, PgConnection, PgExecutor};
+
+use super::due_of;
 
 use crate::domain::attempt::{AttemptOutcome, AttemptResult, AttemptTrigger};
 use crate::domain::delivery::{DeliveryState, is_endpoints_doing};
@@ -16,7 +21,7 @@ use crate::domain::id::{DeliveryId, EndpointId};
 use crate::domain::time::Timestamp;
 use crate::store::error::Result;
 use crate::store::types::{PgTime, count, headers_to_text, micros};
-use crate::store::{Due, Failing, Store};
+use crate::store::{Due, Failing, Store, order};
 
 /// What becomes of a claimed delivery.
 #[derive(Debug, Clone)]
@@ -33,6 +38,8 @@ pub struct Completion {
     pub attempt: Option<AttemptRecord>,
     /// What follows.
     pub settlement: Settlement,
+    /// What it is the first of, where its endpoint is ordered: once it has come to its end, the next one goes on.
+    pub order_key: Option<Box<str>>,
 }
 
 /// An ended attempt.
@@ -64,6 +71,8 @@ pub enum Settlement {
     Failed(String),
     /// To the canceled ones, for this reason.
     Canceled(String),
+    /// To the expired ones: its time was over before a request was sent.
+    Expired,
 }
 
 /// What a batch of completions did.
@@ -94,7 +103,8 @@ with settled as (
   delete from outstanding o
   where o.id = any($2::uuid[]) and o.claim_gen = ($4::int[])[array_position($1::uuid[], o.id)] and o.state = 2
   returning o.id, o.endpoint_id, o.event_id, o.claim_gen, o.priority, o.payload_format, o.tenant, o.event_type,
-            o.last_status, o.last_error, o.replica, o.cancel_requested, array_position($1::uuid[], o.id) as i
+            o.last_status, o.last_error, o.replica, o.cancel_requested, o.order_key, o.seq, o.expire_at,
+            array_position($1::uuid[], o.id) as i
 ), moved as (
   select s.*, case when s.cancel_requested and ($5::smallint[])[s.i] = 5 then 6 else ($5::smallint[])[s.i] end as state,
          case when s.cancel_requested and ($5::smallint[])[s.i] = 5 then $25 else ($7::text[])[s.i] end as reason,
@@ -108,10 +118,11 @@ with settled as (
   from moved m where m.state = 4
 ), failed as (
   insert into settled_failed (id, endpoint_id, event_id, settle_time, claim_gen, attempt_count, last_status, state,
-                              priority, payload_format, tenant, event_type, reason, last_error)
+                              priority, payload_format, tenant, event_type, reason, last_error, order_key, seq,
+                              expire_at)
   select m.id, m.endpoint_id, m.event_id, now(), m.claim_gen, ($6::int[])[m.i], m.status, m.state,
          m.priority, m.payload_format, m.tenant, m.event_type, m.reason,
-         coalesce(($16::text[])[m.i], m.last_error)
+         coalesce(($16::text[])[m.i], m.last_error), m.order_key, m.seq, m.expire_at
   from moved m where m.state <> 4
 ), retried as (
   update outstanding o
@@ -155,18 +166,22 @@ with settled as (
   where h.endpoint_id = f.endpoint_id and h.endpoint_id = any($19::uuid[])
   returning h.endpoint_id, h.consecutive_failures, h.failing_since
 )
-select t.count, e.id, e.due_at, null::int
+select t.count, e.id, e.due_at, null::int, e.priority
 from (select count(*) from ended) t
 left join ended e on e.due_at is not null or t.count < cardinality($1::uuid[])
 union all
-select null, h.endpoint_id, h.failing_since, h.consecutive_failures from healed h where h.consecutive_failures > 0";
+select null, h.endpoint_id, h.failing_since, h.consecutive_failures, null::smallint
+from healed h where h.consecutive_failures > 0";
 
-/// A row of that answer: how many claims were current, a delivery and when it is due again; or an endpoint, since when it
-/// has been failing, and how often in a row.
-type Answer = (Option<i64>, Option<Uuid>, Option<PgTime>, Option<i32>);
+/// A row of that answer: how many claims were current, a delivery, when it is due again and its priority; or an endpoint,
+/// since when it has been failing, and how often in a row.
+type Answer = (Option<i64>, Option<Uuid>, Option<PgTime>, Option<i32>, Option<i16>);
 
 /// Why a delivery is canceled whose request was under way.
 pub const CANCELED_REASON: &str = "canceled by CancelDelivery";
+
+/// Why a delivery expired.
+pub const EXPIRED_REASON: &str = "its expire_time passed";
 
 impl Store {
     /// Completes claims, in one commit for each 128 of them; ids must be distinct.
@@ -191,60 +206,102 @@ impl Store {
     }
 
     async fn complete_batch(&self, batch: &[Completion], settled: &mut Settled) -> Result<()> {
-        let columns = Columns::of(batch);
-        let health = HealthColumns::of(&columns.health);
-        let mut rows: Vec<Answer> = sqlx::query_as(COMPLETE)
-            .bind(columns.ids)
-            .bind(columns.settling)
-            .bind(columns.retried)
-            .bind(columns.claim_gens)
-            .bind(columns.states)
-            .bind(columns.attempt_counts)
-            .bind(columns.reasons)
-            .bind(columns.delays_us)
-            .bind(columns.started_at)
-            .bind(columns.durations_us)
-            .bind(columns.outcomes)
-            .bind(columns.statuses)
-            .bind(columns.triggers)
-            .bind(columns.truncated)
-            .bind(columns.urls)
-            .bind(columns.errors)
-            .bind(columns.headers)
-            .bind(columns.bodies)
-            .bind(health.endpoints)
-            .bind(health.kept)
-            .bind(health.added)
-            .bind(health.failures)
-            .bind(health.had_success)
-            .bind(health.had_failure)
-            .bind(CANCELED_REASON)
-            .fetch_all(&self.engine)
-            .await?;
-        for (_, endpoint, since, failures) in rows.extract_if(.., |(.., failures)| failures.is_some()) {
-            settled.failing.extend(endpoint.zip(since).map(|(endpoint, since)| Failing {
-                endpoint: EndpointId::from_uuid(endpoint),
-                consecutive_failures: count(failures.unwrap_or_default()),
-                since: since.0,
-            }));
+        if batch.iter().all(|one| one.order_key.is_none()) {
+            let rows = write(&self.engine, batch).await?;
+            settled.take_in(&rows, batch);
+        } else {
+            let mut lent = self.engine.lend().await?;
+            let written = self.engine.bounded(write_ordered(&mut lent, batch)).await?;
+            lent.give_back();
+            let (rows, due) = written?;
+            settled.take_in(&rows, batch);
+            settled.due.extend(due);
         }
+        self.backlog.change(settled.ended.drain(..).map(|endpoint| (endpoint, -1)));
+        Ok(())
+    }
+}
+
+/// Completes a batch with deliveries of ordered endpoints among it, and lets those behind them go on.
+async fn write_ordered(connection: &mut PgConnection, batch: &[Completion]) -> Result<(Vec<Answer>, Vec<Due>)> {
+    let mut transaction = connection.begin().await?;
+    let rows = write(&mut *transaction, batch).await?;
+    let mut settled = Settled::default();
+    settled.take_in(&rows, batch);
+    let mut ended = BTreeMap::new();
+    for one in batch {
+        let is_over = !matches!(one.settlement, Settlement::Retry { .. }) && settled.won.contains(&one.id);
+        if let Some(key) = one.order_key.as_deref().filter(|_| is_over) {
+            let failed = matches!(one.settlement, Settlement::Failed(_)).then_some(one.id);
+            ended.insert((one.endpoint.uuid(), key), failed);
+        }
+    }
+    let due = order::pass_on(&mut transaction, &ended).await?;
+    transaction.commit().await?;
+    Ok((rows, due))
+}
+
+async fn write<'c>(on: impl PgExecutor<'c>, batch: &[Completion]) -> Result<Vec<Answer>> {
+    let columns = Columns::of(batch);
+    let health = HealthColumns::of(&columns.health);
+    let rows = sqlx::query_as(COMPLETE)
+        .bind(columns.ids)
+        .bind(columns.settling)
+        .bind(columns.retried)
+        .bind(columns.claim_gens)
+        .bind(columns.states)
+        .bind(columns.attempt_counts)
+        .bind(columns.reasons)
+        .bind(columns.delays_us)
+        .bind(columns.started_at)
+        .bind(columns.durations_us)
+        .bind(columns.outcomes)
+        .bind(columns.statuses)
+        .bind(columns.triggers)
+        .bind(columns.truncated)
+        .bind(columns.urls)
+        .bind(columns.errors)
+        .bind(columns.headers)
+        .bind(columns.bodies)
+        .bind(health.endpoints)
+        .bind(health.kept)
+        .bind(health.added)
+        .bind(health.failures)
+        .bind(health.had_success)
+        .bind(health.had_failure)
+        .bind(CANCELED_REASON)
+        .fetch_all(on)
+        .await?;
+    Ok(rows)
+}
+
+impl Settled {
+    fn take_in(&mut self, rows: &[Answer], batch: &[Completion]) {
+        let (failing, rows): (Vec<&Answer>, Vec<&Answer>) = rows.iter().partition(|row| row.3.is_some());
+        self.failing.extend(failing.into_iter().filter_map(|(_, endpoint, since, failures, _)| {
+            Some(Failing {
+                endpoint: EndpointId::from_uuid((*endpoint)?),
+                consecutive_failures: count((*failures)?),
+                since: (*since)?.0,
+            })
+        }));
         let won = rows.first().and_then(|(count, ..)| *count);
         let all_won = won.is_some_and(|count| usize::try_from(count) == Ok(batch.len()));
-        let due: HashMap<DeliveryId, Option<PgTime>> =
-            rows.into_iter().filter_map(|(_, id, due, _)| Some((DeliveryId::from_uuid(id?), due))).collect();
+        let due: HashMap<DeliveryId, Option<(PgTime, i16)>> = rows
+            .iter()
+            .filter_map(|(_, id, due, _, priority)| Some((DeliveryId::from_uuid((*id)?), due.zip(*priority))))
+            .collect();
         for one in batch {
             let due = due.get(&one.id);
             if !all_won && due.is_none() {
                 continue;
             }
-            settled.won.insert(one.id);
+            self.won.insert(one.id);
             match due.copied().flatten() {
-                Some(at) => settled.due.push(Due { endpoint: one.endpoint, at: at.0 }),
-                None => settled.ended.push(one.endpoint),
+                Some((at, priority)) => self.due.push(due_of(one.endpoint.uuid(), at, priority)),
+                None => self.ended.push(one.endpoint),
             }
         }
-        self.backlog.change(settled.ended.drain(..).map(|endpoint| (endpoint, -1)));
-        Ok(())
     }
 }
 
@@ -288,6 +345,7 @@ impl<'c> Columns<'c> {
             Settlement::Succeeded => (DeliveryState::Succeeded, None, Duration::ZERO),
             Settlement::Failed(reason) => (DeliveryState::Failed, Some(reason.as_str()), Duration::ZERO),
             Settlement::Canceled(reason) => (DeliveryState::Canceled, Some(reason.as_str()), Duration::ZERO),
+            Settlement::Expired => (DeliveryState::Expired, Some(EXPIRED_REASON), Duration::ZERO),
             Settlement::Retry { delay } => (DeliveryState::Retrying, None, *delay),
         };
         let to = if state.is_settled() { &mut self.settling } else { &mut self.retried };

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use sqlx::types::Uuid;
 
 use crate::domain::id::{DeliveryId, EndpointId};
+use crate::domain::schedule::Priority;
 use crate::domain::time::Timestamp;
 use crate::store::Store;
 use crate::store::error::Result;
@@ -33,18 +34,20 @@ pub struct Followed {
     pub due_at: Timestamp,
     /// Whether a lease holds it.
     pub is_held: bool,
+    /// Which lane's part it is in.
+    pub priority: Option<Priority>,
 }
 
 /// Looks where claims are made, at the head of each lane in due order by `outstanding_due`. What is in flight was the
 /// first that was due when it was claimed; before it can stand what committed late, was handed back or is retried by
-/// hand, so some more than the cap is looked through, and never a backlog.
+/// hand, so some more than the cap is looked through, and never a backlog, nor what is parked behind others.
 pub(in crate::store) const ELSEWHERE: &str = "
-select e.id, e.max_in_flight, held.id, held.claim_gen
+select e.id, case e.ordering when 3 then 1 else e.max_in_flight end, held.id, held.claim_gen
 from endpoints e left join lateral (
   select head.id, head.claim_gen
   from unnest('{1,2,3}'::smallint[]) as p (priority) cross join lateral (
     select o.id, o.claim_gen, o.lease_until, o.replica from outstanding o
-    where o.endpoint_id = e.id and o.priority = p.priority
+    where o.endpoint_id = e.id and o.priority = p.priority and o.due_at < 'infinity'
     order by o.priority, o.due_at
     limit e.max_in_flight * 4 + 1024
   ) head
@@ -54,7 +57,7 @@ where e.id = any($1)";
 
 /// Reads by `outstanding_pkey`.
 pub(in crate::store) const FOLLOW: &str = "
-select id, claim_gen, due_at, coalesce(lease_until > now(), false) from outstanding where id = any($1)";
+select id, claim_gen, due_at, coalesce(lease_until > now(), false), priority from outstanding where id = any($1)";
 
 impl Store {
     /// What others have in flight at these endpoints; a deleted one may be missing.
@@ -82,12 +85,14 @@ impl Store {
     /// What these deliveries have come to; a settled one is missing.
     pub async fn follow(&self, ids: &[DeliveryId]) -> Result<Vec<Followed>> {
         let ids: Vec<Uuid> = ids.iter().map(|id| id.uuid()).collect();
-        let rows: Vec<(Uuid, i32, PgTime, bool)> = sqlx::query_as(FOLLOW).bind(ids).fetch_all(&self.engine).await?;
-        let followed = |(id, claim_gen, due_at, is_held): (_, _, PgTime, _)| Followed {
+        let rows: Vec<(Uuid, i32, PgTime, bool, i16)> =
+            sqlx::query_as(FOLLOW).bind(ids).fetch_all(&self.engine).await?;
+        let followed = |(id, claim_gen, due_at, is_held, priority): (_, _, PgTime, _, _)| Followed {
             id: DeliveryId::from_uuid(id),
             claim_gen,
             due_at: due_at.0,
             is_held,
+            priority: Priority::from_number(priority),
         };
         Ok(rows.into_iter().map(followed).collect())
     }

@@ -44,7 +44,7 @@ async fn a_batch_answers_each_request_in_order_and_one_refusal_hinders_no_other(
         PublishRequest { tenant: "a b".to_owned(), metadata: [(String::new(), String::new())].into(), ..event("b c") },
         keyed("taken", "2"),
         PublishRequest { endpoint_ids: vec!["ep_01h455vb4pex5vsknk084sn02q".to_owned()], ..event("a") },
-        PublishRequest { ordering_key: "k".to_owned(), ..event("a") },
+        PublishRequest { ordering_key: "not a key".to_owned(), ..event("a") },
         keyed("taken", "1"),
         event("other"),
     ];
@@ -55,7 +55,7 @@ async fn a_batch_answers_each_request_in_order_and_one_refusal_hinders_no_other(
         (1, told(Code::InvalidArgument, "INVALID_FIELD")),
         (2, told(Code::AlreadyExists, "IDEMPOTENCY_KEY_CONFLICT")),
         (3, told(Code::NotFound, "ENDPOINT_NOT_FOUND")),
-        (4, told(Code::Unimplemented, "NOT_BUILT")),
+        (4, told(Code::InvalidArgument, "INVALID_FIELD")),
     ] {
         let refusal = results[place].as_ref().expect_err("refused");
         assert_eq!(reason(&as_status(refusal)), expected, "{place}");

@@ -8,7 +8,7 @@ use tonic::codegen::http::uri::PathAndQuery;
 use tonic::{Code, Request, Status};
 use tonic_prost::ProstCodec;
 
-use super::{Service, endpoint, event, fields, reason, service, told};
+use super::{Service, endpoint, fields, reason, service, told};
 
 /// The calls that work.
 const BUILT: &[&str] = &[
@@ -79,54 +79,19 @@ async fn fields_of_an_endpoint_that_are_not_built_are_named() {
     let service = service().await;
     let mut client = service.client.clone();
     let set = Endpoint {
-        ordering: Ordering::Fifo.into(),
-        ordering_on_failure: OrderingOnFailure::Skip.into(),
         ca_pem: "x".to_owned(),
         client_certificate_pem: "x".to_owned(),
         client_key_pem: "x".to_owned(),
         ..endpoint("http://127.0.0.1:9/")
     };
-    let expected = ["ca_pem", "client_certificate_pem", "client_key_pem", "ordering", "ordering_on_failure"]
-        .map(|field| format!("endpoint.{field}"));
+    let expected = ["ca_pem", "client_certificate_pem", "client_key_pem"].map(|field| format!("endpoint.{field}"));
     let request = RegisterEndpointRequest { endpoint: Some(set.clone()), secret: String::new() };
     let refusal = client.register_endpoint(request).await.expect_err("not built");
     assert_eq!(reason(&refusal), told(Code::Unimplemented, "NOT_BUILT"));
     assert_eq!(fields(&refusal), expected);
 
     let id = service.register(endpoint("http://127.0.0.1:9/")).await.id;
-    let request = UpdateEndpointRequest { endpoint: Some(Endpoint { id: id.clone(), ..set }), update_mask: None };
+    let request = UpdateEndpointRequest { endpoint: Some(Endpoint { id, ..set }), update_mask: None };
     let refusal = client.update_endpoint(request).await.expect_err("not built");
     assert_eq!((reason(&refusal), fields(&refusal)), (told(Code::Unimplemented, "NOT_BUILT"), expected.to_vec()));
-
-    // The values that mean what already holds are no wish for more.
-    let neutral = Endpoint { id, ordering: Ordering::Unordered.into(), ..Endpoint::default() };
-    client
-        .update_endpoint(UpdateEndpointRequest { endpoint: Some(neutral), update_mask: None })
-        .await
-        .expect("no wish");
-}
-
-#[tokio::test]
-async fn fields_of_an_event_that_are_not_built_are_named() {
-    let service = service().await;
-    let mut client = service.client.clone();
-    let set = PublishRequest {
-        priority: Priority::High.into(),
-        ordering_key: "k".to_owned(),
-        deliver_time: Some(prost_types::Timestamp { seconds: 4_000_000_000, nanos: 0 }),
-        expire_time: Some(prost_types::Timestamp { seconds: 4_000_000_000, nanos: 0 }),
-        ..event("a")
-    };
-    let refusal = client.publish(set.clone()).await.expect_err("not built");
-    assert_eq!(reason(&refusal), told(Code::Unimplemented, "NOT_BUILT"));
-    let expected = ["deliver_time", "expire_time", "ordering_key", "priority"];
-    assert_eq!(fields(&refusal), expected);
-    client.publish(PublishRequest { priority: Priority::Normal.into(), ..event("a") }).await.expect("the default");
-
-    // What is wrong is told before what is missing here.
-    let refusal = client.publish(PublishRequest { tenant: "a b".to_owned(), ..set }).await.expect_err("bad");
-    assert_eq!(
-        (reason(&refusal), fields(&refusal)),
-        (told(Code::InvalidArgument, "INVALID_FIELD"), vec!["tenant".to_owned()])
-    );
 }

@@ -1,0 +1,145 @@
+//! What an operator does to a delivery of an ordered endpoint: it keeps its place, takes another, or makes room.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use sqlx::types::Uuid;
+use sqlx::{Connection as _, PgConnection};
+
+use super::{advance, join, lock, pass_on};
+use crate::domain::id::{DeliveryId, EndpointId};
+use crate::store::error::Result;
+use crate::store::operate::end_waiting;
+use crate::store::queue::CANCELED_REASON;
+use crate::store::{Due, Store};
+
+/// Locks a settled delivery of an ordered endpoint, by `settled_failed_pkey`: before its key, as everywhere.
+const TAKE: &str = "
+select f.endpoint_id, f.order_key from settled_failed f
+where f.id = $1 and f.order_key is not null
+  and exists (select from endpoints e where e.id = f.endpoint_id and e.delete_time is null)
+for update";
+
+/// Puts it back: where others wait for it, at their head, in its own place; else behind them. `$4`: nothing else is
+/// ordered by the key, which the caller has locked.
+const RETRY: &str = "
+with unblocked as (
+  update order_keys k set blocked_by = null, blocked_time = null
+  where k.endpoint_id = $2 and k.key = $3 and k.blocked_by = $1
+  returning k.key
+), taken as (
+  delete from settled_failed f where f.id = $1 returning *
+), placed as (
+  select t.*, u.key is not null as is_head from taken t left join unblocked u on true
+), retried as (
+  insert into outstanding (id, endpoint_id, event_id, due_at, claim_gen, attempt_count, last_status, state, priority,
+                           payload_format, trigger, tenant, event_type, last_error, expire_at, order_key, seq)
+  select id, endpoint_id, event_id, case when is_head or $4 then now() else 'infinity' end, claim_gen + 1,
+         attempt_count, last_status, case when attempt_count > 0 then 3 else 1 end, priority, payload_format, 2, tenant,
+         event_type, last_error, case when expire_at > now() then expire_at end, order_key,
+         case when is_head then seq else nextval('order_seq') end
+  from placed
+  returning *
+), told as (
+  insert into timeline (time, delivery_id, endpoint_id, event_id, kind, state, priority, attempt_count,
+                        next_attempt_at, tenant, event_type)
+  select now(), id, endpoint_id, event_id, 8, state, priority, attempt_count, nullif(due_at, 'infinity'), tenant,
+         event_type
+  from retried
+)
+select count(*) from retried";
+
+/// The head of a key that waits for its first or next attempt.
+const CANCEL_HEAD: &str =
+    end_waiting!("o.id = $1 and o.order_key is not null and o.due_at < 'infinity'", "6", "$2::text");
+
+/// One that has failed and that others wait for. By `settled_failed_pkey` and `order_keys_pkey`.
+const CANCEL_BLOCKING: &str = "
+with canceled as (
+  update settled_failed f set state = 6, reason = $2, claim_gen = f.claim_gen + 1
+  where f.id = $1 and f.state = 5 and f.order_key is not null
+    and exists (select from order_keys k
+                where k.endpoint_id = f.endpoint_id and k.key = f.order_key and k.blocked_by = f.id)
+  returning *
+), told as (
+  insert into timeline (time, delivery_id, endpoint_id, event_id, kind, state, priority, attempt_count, reason, tenant,
+                        event_type)
+  select now(), id, endpoint_id, event_id, 6, 6, priority, attempt_count, $2, tenant, event_type from canceled
+)
+select endpoint_id, order_key from canceled";
+
+const UNBLOCK: &str = "
+update order_keys k set blocked_by = null, blocked_time = null
+where k.endpoint_id = $1 and k.key = $2 and k.blocked_by = $3";
+
+/// What a cancel did.
+struct Canceled {
+    endpoint: Uuid,
+    /// Whether it was outstanding.
+    was_outstanding: bool,
+    due: Vec<Due>,
+}
+
+impl Store {
+    /// Retries a settled delivery of an ordered endpoint; `false` where it is none.
+    pub(in crate::store) async fn retry_ordered(&self, id: DeliveryId) -> Result<bool> {
+        let mut lent = self.engine.lend().await?;
+        let retried = self.engine.bounded(retry_on(&mut lent, id)).await?;
+        lent.give_back();
+        let Some(endpoint) = retried? else { return Ok(false) };
+        self.announce(endpoint, 1);
+        Ok(true)
+    }
+
+    /// Cancels the waiting head of a key, or a failed one that blocks it; `false` where it is neither.
+    pub(in crate::store) async fn cancel_ordered(&self, id: DeliveryId) -> Result<bool> {
+        let mut lent = self.engine.lend().await?;
+        let canceled = self.engine.bounded(cancel_on(&mut lent, id)).await?;
+        lent.give_back();
+        let Some(Canceled { endpoint, was_outstanding, due }) = canceled? else { return Ok(false) };
+        self.backlog.change([(EndpointId::from_uuid(endpoint), -i64::from(was_outstanding))]);
+        self.hint(due);
+        Ok(true)
+    }
+}
+
+async fn retry_on(connection: &mut PgConnection, id: DeliveryId) -> Result<Option<Uuid>> {
+    let mut transaction = connection.begin().await?;
+    let taken: Option<(Uuid, String)> = sqlx::query_as(TAKE).bind(id.uuid()).fetch_optional(&mut *transaction).await?;
+    let Some((endpoint, key)) = taken else {
+        transaction.rollback().await?;
+        return Ok(None);
+    };
+    let free = join(&mut transaction, &BTreeSet::from([(endpoint, key.as_str())])).await?;
+    sqlx::query(RETRY)
+        .bind(id.uuid())
+        .bind(endpoint)
+        .bind(&key)
+        .bind(!free.is_empty())
+        .execute(&mut *transaction)
+        .await?;
+    transaction.commit().await?;
+    Ok(Some(endpoint))
+}
+
+async fn cancel_on(connection: &mut PgConnection, id: DeliveryId) -> Result<Option<Canceled>> {
+    let mut transaction = connection.begin().await?;
+    let head: Option<(Uuid, String)> =
+        sqlx::query_as(CANCEL_HEAD).bind(id.uuid()).bind(CANCELED_REASON).fetch_optional(&mut *transaction).await?;
+    if let Some((endpoint, key)) = head {
+        let due = pass_on(&mut transaction, &BTreeMap::from([((endpoint, key.as_str()), None)])).await?;
+        transaction.commit().await?;
+        return Ok(Some(Canceled { endpoint, was_outstanding: true, due }));
+    }
+    let blocking: Option<(Uuid, String)> =
+        sqlx::query_as(CANCEL_BLOCKING).bind(id.uuid()).bind(CANCELED_REASON).fetch_optional(&mut *transaction).await?;
+    let Some((endpoint, key)) = blocking else {
+        transaction.rollback().await?;
+        return Ok(None);
+    };
+    let (endpoints, keys) = ([endpoint], [key.as_str()]);
+    lock(&mut transaction, &endpoints, &keys).await?;
+    sqlx::query(UNBLOCK).bind(endpoint).bind(&key).bind(id.uuid()).execute(&mut *transaction).await?;
+    let due = advance(&mut transaction, &endpoints, &keys).await?;
+    transaction.commit().await?;
+    Ok(Some(Canceled { endpoint, was_outstanding: false, due }))
+}
