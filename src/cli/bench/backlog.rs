@@ -11,6 +11,7 @@ use super::cluster::{Cluster, execute, mean_ms, sql_failed};
 use super::measure::{self, FixedRate};
 use super::progress;
 use super::stage::Stage;
+use crate::api::proto::Ordering;
 use crate::cli::Failure;
 use crate::domain::id::EndpointId;
 
@@ -62,7 +63,7 @@ pub(super) struct BacklogReport {
 
 pub(super) async fn run(cluster: &Cluster, args: &Args) -> Result<BacklogReport, Failure> {
     let mut stage = Stage::set(cluster, "backlog").await?;
-    let targets = stage.register(args, 2, 1).await?;
+    let targets = stage.register(args, 2, 1, Ordering::Unordered).await?;
     let (silent, live): (Vec<Target>, Vec<Target>) = targets.into_iter().partition(|target| !target.is_live);
     let audience = Audience::InTurn(live);
     let without = measure::fixed_rate(&mut stage, args, &audience, RATE).await?;

@@ -4,7 +4,8 @@
 //! every call that it kept waiting (no coordinated omission).
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -38,6 +39,19 @@ pub(super) enum Audience {
     Everyone,
     /// To one endpoint each, in turn.
     InTurn(Vec<Target>),
+    /// To every endpoint, by one of these ordering keys each, in turn.
+    Keyed(Arc<Keys>),
+}
+
+/// Ordering keys, and how many events of each are acknowledged. A key has one publish at a time: in what order its events
+/// were published is known then.
+#[derive(Debug)]
+pub(super) struct Keys(Vec<tokio::sync::Mutex<u64>>);
+
+impl Keys {
+    pub(super) fn new(count: usize) -> Arc<Self> {
+        Arc::new(Self((0..count).map(|_| tokio::sync::Mutex::default()).collect()))
+    }
 }
 
 /// An endpoint that events are addressed to.
@@ -194,20 +208,35 @@ impl Callers {
 
     /// One call; whether it was acknowledged.
     async fn publish(&self, place: usize, sent_ns: u64) -> bool {
-        let target = match &self.audience {
-            Audience::Everyone => None,
-            Audience::InTurn(targets) => targets.get(self.turn.fetch_add(1, Relaxed) % targets.len().max(1)),
+        let mut request = PublishRequest { event_type: EVENT_TYPE.to_owned(), ..PublishRequest::default() };
+        if self.stamps_keys {
+            request.idempotency_key = stamp::key(sent_ns, place);
+        }
+        let turn = |count: usize| self.turn.fetch_add(1, Relaxed) % count.max(1);
+        let (mut target, mut published) = (None, None);
+        let payload = match &self.audience {
+            Audience::Everyone => self.payloads.stamped(sent_ns),
+            Audience::InTurn(targets) => {
+                target = targets.get(turn(targets.len()));
+                request.endpoint_ids.extend(target.map(|target| target.id.clone()));
+                self.payloads.stamped(sent_ns)
+            }
+            Audience::Keyed(keys) => {
+                let key = turn(keys.0.len());
+                let count = keys.0[key].lock().await;
+                request.ordering_key = format!("key-{key}");
+                let payload = self.payloads.ordered(sent_ns, key as u64, *count);
+                published = Some(count);
+                payload
+            }
         };
-        let request = PublishRequest {
-            event_type: EVENT_TYPE.to_owned(),
-            body: Some(Body::Payload(self.payloads.stamped(sent_ns))),
-            idempotency_key: if self.stamps_keys { stamp::key(sent_ns, place) } else { String::new() },
-            endpoint_ids: target.map(|target| target.id.clone()).into_iter().collect(),
-            ..PublishRequest::default()
-        };
+        request.body = Some(Body::Payload(payload));
         let mut client = self.clients[place % self.clients.len()].clone();
         match client.publish(request).await {
             Ok(answer) => {
+                if let Some(count) = &mut published {
+                    **count += 1;
+                }
                 let answer = answer.into_inner();
                 let is_live = target.is_none_or(|target| target.is_live);
                 self.deliveries.fetch_add(if is_live { answer.deliveries.len() as u64 } else { 0 }, Relaxed);

@@ -34,6 +34,10 @@ pub(super) fn of(run: &RunReport) -> Vec<Check> {
         match &scenario.outcome {
             Outcome::Load(load) => {
                 checks.extend(of_load(name, load));
+                if load.keys > 0 {
+                    let inverted = load.full_load.arrivals.inverted + load.fixed_rate.arrivals.inverted;
+                    checks.push(at_most(format!("{name}: inversions"), inverted as f64, 0.0));
+                }
                 match name {
                     "one" => checks.extend(of_speed(name, load, 0.14, 0.100)),
                     "fanout10" => checks.extend(of_speed(name, load, 0.25, 0.050)),

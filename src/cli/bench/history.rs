@@ -9,6 +9,7 @@ use super::cluster::{Cluster, execute, sql_failed};
 use super::measure::{self, FullLoad};
 use super::progress;
 use super::stage::Stage;
+use crate::api::proto::Ordering;
 use crate::cli::Failure;
 
 /// Past days that the rows are spread over. The service has made yesterday's partition; these lie before it.
@@ -26,7 +27,7 @@ pub(super) struct HistoryReport {
 
 pub(super) async fn run(cluster: &Cluster, args: &Args) -> Result<HistoryReport, Failure> {
     let mut stage = Stage::set(cluster, "history").await?;
-    stage.register(args, 1, 0).await?;
+    stage.register(args, 1, 0, Ordering::Unordered).await?;
     let without = measure::full_load(&mut stage, args, &Audience::Everyone).await?;
     stage.service.kill().await?;
     for day in 0..DAYS {

@@ -3,10 +3,11 @@
 use serde::Serialize;
 
 use super::Args;
-use super::callers::Audience;
+use super::callers::{Audience, Keys};
 use super::cluster::Cluster;
 use super::measure::{self, FixedRate, FullLoad};
 use super::stage::Stage;
+use crate::api::proto::Ordering;
 use crate::cli::Failure;
 
 /// How many endpoints there are, and who of them gets an event.
@@ -15,14 +16,27 @@ pub(super) struct Shape {
     pub(super) endpoints: usize,
     /// Of those, how many never answer.
     pub(super) silent: usize,
-    /// Whether each event goes to one endpoint, in turn, instead of to all.
-    pub(super) in_turn: bool,
+    pub(super) to: To,
+}
+
+/// What becomes of one event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum To {
+    /// It goes to every endpoint.
+    Everyone,
+    /// It goes to one endpoint, in turn.
+    OneInTurn,
+    /// It has one of so many ordering keys, in turn, which the endpoints order by.
+    Keys(usize),
 }
 
 impl Shape {
     /// Deliveries of one event.
     pub(super) const fn fan_out(&self) -> usize {
-        if self.in_turn { 1 } else { self.endpoints }
+        match self.to {
+            To::OneInTurn => 1,
+            To::Everyone | To::Keys(_) => self.endpoints,
+        }
     }
 }
 
@@ -32,6 +46,8 @@ pub(super) struct LoadReport {
     pub(super) endpoints: usize,
     pub(super) silent: usize,
     pub(super) fan_out: usize,
+    /// Ordering keys, where the endpoints order by them.
+    pub(super) keys: usize,
     pub(super) full_load: FullLoad,
     pub(super) fixed_rate: FixedRate,
     /// Delivered a second at full load over the bare hyper client's requests a second.
@@ -48,14 +64,20 @@ pub(super) async fn run(
     bare_hyper_per_s: f64,
 ) -> Result<LoadReport, Failure> {
     let mut stage = Stage::set(cluster, name).await?;
-    let targets = stage.register(args, shape.endpoints, shape.silent).await?;
-    let audience = if shape.in_turn { Audience::InTurn(targets) } else { Audience::Everyone };
+    let ordering = if matches!(shape.to, To::Keys(_)) { Ordering::ByKey } else { Ordering::Unordered };
+    let targets = stage.register(args, shape.endpoints, shape.silent, ordering).await?;
+    let audience = match shape.to {
+        To::Everyone => Audience::Everyone,
+        To::OneInTurn => Audience::InTurn(targets),
+        To::Keys(count) => Audience::Keyed(Keys::new(count)),
+    };
     let full_load = measure::full_load(&mut stage, args, &audience).await?;
     let fixed_rate = measure::fixed_rate(&mut stage, args, &audience, args.rate).await?;
     let report = LoadReport {
         endpoints: shape.endpoints,
         silent: shape.silent,
         fan_out: shape.fan_out(),
+        keys: if let To::Keys(count) = shape.to { count } else { 0 },
         of_bare_hyper: full_load.delivered_per_s / bare_hyper_per_s,
         full_load,
         fixed_rate,

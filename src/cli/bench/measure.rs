@@ -58,6 +58,8 @@ pub(super) struct Arrivals {
     pub(super) missing: u64,
     pub(super) repeated: u64,
     pub(super) failed_calls: u64,
+    /// Deliveries that arrived before the one before them behind the same ordering key.
+    pub(super) inverted: u64,
 }
 
 impl Arrivals {
@@ -68,6 +70,7 @@ impl Arrivals {
             missing: callers.deliveries().saturating_sub(report.distinct()),
             repeated: report.repeated,
             failed_calls: callers.failed(),
+            inverted: report.inverted,
         }
     }
 }

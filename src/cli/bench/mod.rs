@@ -30,7 +30,7 @@ use clap::ValueEnum as _;
 
 use super::{Failure, say};
 use cluster::Cluster;
-use load::Shape;
+use load::{Shape, To};
 use report::{Outcome, RunReport, ScenarioReport};
 
 const DETAILS: &str = "\
@@ -47,6 +47,7 @@ Scenarios:
   fanout10             10 endpoints, each gets every event
   thousand             1,000 endpoints, an event each in turn
   thousand-100-silent  the same, and 100 of them never answer; the figures are those of the others
+  by-key               1 endpoint that wants the deliveries of each of 1,000 keys one after the other
   backlog              a live endpoint at 200/s, without and with 1,000,000 deliveries waiting for a silent one
   refusing             100,000 deliveries waiting for an endpoint that refuses every connection
   thousand-limited     1,000 endpoints at one request a second, 100,000 deliveries waiting for them
@@ -127,6 +128,7 @@ enum Scenario {
     Thousand,
     #[value(name = "thousand-100-silent")]
     Thousand100Silent,
+    ByKey,
     Backlog,
     Refusing,
     ThousandLimited,
@@ -141,6 +143,7 @@ impl Scenario {
         Self::Fanout10,
         Self::Thousand,
         Self::Thousand100Silent,
+        Self::ByKey,
         Self::Backlog,
         Self::Refusing,
         Self::ThousandLimited,
@@ -154,6 +157,7 @@ impl Scenario {
             Self::Fanout10 => "fanout10",
             Self::Thousand => "thousand",
             Self::Thousand100Silent => "thousand-100-silent",
+            Self::ByKey => "by-key",
             Self::Backlog => "backlog",
             Self::Refusing => "refusing",
             Self::ThousandLimited => "thousand-limited",
@@ -166,10 +170,11 @@ impl Scenario {
     /// Endpoints and fan-out, where that is all there is to it.
     const fn shape(self) -> Option<Shape> {
         match self {
-            Self::One => Some(Shape { endpoints: 1, silent: 0, in_turn: false }),
-            Self::Fanout10 => Some(Shape { endpoints: 10, silent: 0, in_turn: false }),
-            Self::Thousand => Some(Shape { endpoints: 1_000, silent: 0, in_turn: true }),
-            Self::Thousand100Silent => Some(Shape { endpoints: 1_000, silent: 100, in_turn: true }),
+            Self::One => Some(Shape { endpoints: 1, silent: 0, to: To::Everyone }),
+            Self::Fanout10 => Some(Shape { endpoints: 10, silent: 0, to: To::Everyone }),
+            Self::Thousand => Some(Shape { endpoints: 1_000, silent: 0, to: To::OneInTurn }),
+            Self::Thousand100Silent => Some(Shape { endpoints: 1_000, silent: 100, to: To::OneInTurn }),
+            Self::ByKey => Some(Shape { endpoints: 1, silent: 0, to: To::Keys(1_000) }),
             Self::Backlog | Self::Refusing | Self::ThousandLimited | Self::Kill | Self::Stream | Self::History => None,
         }
     }

@@ -160,6 +160,7 @@ impl<'b> Request<'b> {
         let mut tally = lock(tally);
         if self.line.starts_with(b"POST ") {
             tally.arrive(self.delivery, stamp::sent_ns(self.body), stamp::wall_ns());
+            tally.place(stamp::place(self.body));
             answers.extend_from_slice(OK);
             return;
         }

@@ -8,7 +8,7 @@ use super::cluster::Cluster;
 use super::http::Receivers;
 use super::process::Process;
 use super::usage::{self, Cpu};
-use crate::api::proto::Endpoint;
+use crate::api::proto::{Endpoint, Ordering};
 use crate::cli::Failure;
 
 /// A running `hooklane serve`.
@@ -85,13 +85,19 @@ impl<'c> Stage<'c> {
     }
 
     /// Registers endpoints, `silent` of them (evenly spread) at the address that never answers.
-    pub(super) async fn register(&self, args: &Args, endpoints: usize, silent: usize) -> Result<Vec<Target>, Failure> {
+    pub(super) async fn register(
+        &self,
+        args: &Args,
+        endpoints: usize,
+        silent: usize,
+        ordering: Ordering,
+    ) -> Result<Vec<Target>, Failure> {
         // Every n-th is silent, so that the callers meet one at an even pace.
         let is_live = |place: usize| silent == 0 || !place.is_multiple_of((endpoints / silent).max(1));
         let url =
             |place| if is_live(place) { self.receivers.live_url(place) } else { self.receivers.silent_url(place) };
         let clients = callers::connect(self.service.grpc(), args.channels)?;
-        let endpoint = |place| Endpoint { url: url(place), ..Endpoint::default() };
+        let endpoint = |place| Endpoint { url: url(place), ordering: ordering.into(), ..Endpoint::default() };
         let ids = callers::register(&clients[0], (0..endpoints).map(endpoint).collect()).await?;
         Ok(ids.into_iter().enumerate().map(|(place, id)| Target { id, is_live: is_live(place) }).collect())
     }

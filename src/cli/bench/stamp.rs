@@ -7,6 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 
 const MARKER: &[u8] = b"\"sent_ns\":";
+const ORDER: &[u8] = b"\"order\":\"";
 /// Nanoseconds since the epoch have 19 digits until the year 2286.
 const DIGITS: usize = 19;
 /// `{"sent_ns":`, the digits, `,"pad":"` and `"}`.
@@ -44,6 +45,22 @@ impl Payloads {
         payload[start..start + DIGITS].copy_from_slice(&digits.as_bytes()[..DIGITS]);
         payload.into()
     }
+
+    /// The same, with its place behind a key: as many bytes more as that takes.
+    pub(super) fn ordered(&self, sent_ns: u64, key: u64, number: u64) -> Bytes {
+        let stamped = self.stamped(sent_ns);
+        let order = format!("{{\"order\":\"{key}-{number}\",");
+        [order.as_bytes(), &stamped[1..]].concat().into()
+    }
+}
+
+/// The place of the payload inside `body` in its publisher's order: key, and number behind it from 0 on.
+pub(super) fn place(body: &[u8]) -> Option<(u64, u64)> {
+    let marker = body.windows(ORDER.len()).position(|window| window == ORDER)?;
+    let digits = body.get(marker + ORDER.len()..)?;
+    let digits = std::str::from_utf8(digits.get(..digits.iter().position(|byte| *byte == b'"')?)?).ok()?;
+    let (key, number) = digits.split_once('-')?;
+    Some((key.parse().ok()?, number.parse().ok()?))
 }
 
 /// An idempotency key that no other event has, and that tells when its event was sent.
@@ -81,5 +98,9 @@ mod tests {
         let envelope = [b"{\"id\":\"evt_1\",\"data\":".as_slice(), &payload, b"}"].concat();
         assert_eq!(sent_ns(&envelope), Some(now));
         assert_eq!(sent_ns(b"{\"sent_ns\":12}"), None);
+        assert_eq!(place(&envelope), None);
+        let ordered = Payloads::of(500).ordered(now, 7, 12);
+        assert!(serde_json::from_slice::<serde_json::Value>(&ordered).is_ok());
+        assert_eq!((sent_ns(&ordered), place(&ordered)), (Some(now), Some((7, 12))));
     }
 }

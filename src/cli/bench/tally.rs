@@ -16,6 +16,9 @@ pub(super) struct Tally {
     repeated: u64,
     silenced: u64,
     unstamped: u64,
+    inverted: u64,
+    /// The highest number that arrived of each ordering key.
+    places: HashMap<u64, u64>,
     window: Histogram<u64>,
     /// Hashes of delivery ids: a collision among a million is one in 37 million.
     seen: HashSet<u64>,
@@ -35,6 +38,8 @@ pub(super) struct Report {
     pub(super) silenced: u64,
     /// Arrivals without a stamp: nobody's but a mistake's.
     pub(super) unstamped: u64,
+    /// Arrivals that came before the one before them behind the same key.
+    pub(super) inverted: u64,
     /// Arrivals since the window began.
     pub(super) in_window: u64,
     /// Latency of those.
@@ -82,6 +87,8 @@ impl Tally {
             repeated: 0,
             silenced: 0,
             unstamped: 0,
+            inverted: 0,
+            places: HashMap::new(),
             window: histogram(),
             seen: HashSet::new(),
             hasher: RandomState::new(),
@@ -100,6 +107,14 @@ impl Tally {
         if let Some(record) = &mut self.record {
             *record.entry(String::from_utf8_lossy(delivery).into_owned()).or_default() += 1;
         }
+    }
+
+    /// Where the request stands behind its ordering key, if it has one. A key's first since the reset may be any.
+    pub(super) fn place(&mut self, place: Option<(u64, u64)>) {
+        let Some((key, number)) = place else { return };
+        let highest = self.places.entry(key).or_insert(number);
+        self.inverted += u64::from(number > *highest + 1);
+        *highest = number.max(*highest);
     }
 
     /// A request that stays unanswered.
@@ -123,6 +138,7 @@ impl Tally {
             repeated: self.repeated,
             silenced: self.silenced,
             unstamped: self.unstamped,
+            inverted: self.inverted,
             in_window: self.window.len(),
             latency: Latency::of(&self.window),
         }
@@ -150,5 +166,18 @@ mod tests {
         tally.begin_window();
         assert_eq!((tally.report().in_window, tally.report().arrived), (0, 3));
         assert_eq!(tally.record()["dlv_1"], 2);
+    }
+
+    #[test]
+    fn what_overtakes_the_one_before_it_is_an_inversion_and_a_repeat_is_none() {
+        let mut tally = Tally::new(false);
+        for place in [(1, 4), (2, 0), (1, 5), (1, 4), (1, 6), (2, 1)] {
+            tally.place(Some(place));
+        }
+        tally.place(None);
+        assert_eq!(tally.report().inverted, 0);
+        tally.place(Some((1, 8)));
+        tally.place(Some((1, 7)));
+        assert_eq!(tally.report().inverted, 1);
     }
 }
