@@ -289,8 +289,9 @@ impl TimelineEvent {
 
     /// About what it takes in memory.
     pub fn bytes(&self) -> usize {
-        let texts = [Some(&self.event_type), self.reason.as_ref(), self.idempotency_key.as_ref()];
-        let texts: usize = texts.into_iter().flatten().map(String::len).sum();
+        let keys = [self.idempotency_key.as_ref(), self.ordering_key.as_ref()];
+        let texts = [Some(&self.event_type), self.reason.as_ref()].into_iter().chain(keys);
+        let texts: usize = texts.flatten().map(String::len).sum();
         let attempt = self.attempt.as_ref().map_or(0, |attempt| {
             let headers: usize =
                 attempt.response_headers.iter().map(|(name, value)| name.len() + value.len() + 48).sum();
@@ -317,6 +318,7 @@ impl TimelineEvent {
             attempt_count: 0,
             reason: None,
             idempotency_key: None,
+            ordering_key: None,
             next_attempt_time: None,
             attempt: None,
         }

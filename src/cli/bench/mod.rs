@@ -138,7 +138,7 @@ enum Scenario {
 }
 
 impl Scenario {
-    const DEFAULT: [Self; 9] = [
+    const DEFAULT: [Self; 10] = [
         Self::One,
         Self::Fanout10,
         Self::Thousand,

@@ -24,7 +24,9 @@ use super::stamp::{sent_ns_of_key, wall_ns};
 use super::tally::{Latency, histogram};
 use super::{progress, usage};
 use crate::api::proto::stream_delivery_events_response::Item;
-use crate::api::proto::{DeliveryEventKind, StreamDeliveryEventsRequest, StreamDeliveryEventsResponse};
+use crate::api::proto::{
+    DeliveryEventKind, Endpoint, Ordering, StreamDeliveryEventsRequest, StreamDeliveryEventsResponse,
+};
 use crate::cli::Failure;
 
 const REPLICAS: usize = 3;
@@ -80,7 +82,7 @@ pub(super) async fn run(cluster: &Cluster, args: &Args) -> Result<StreamReport, 
     let beside_stalled = at_fixed_rate(cluster, args, "stream_stalled", true, STALLED).await?;
     progress("stream: deliveries at full load without a stream, and with one");
     let mut stage = Stage::set(cluster, "stream_load").await?;
-    stage.register(args, 1, 0).await?;
+    stage.register(args, 1, 0, Ordering::Unordered).await?;
     let without_stream = measure::full_load(&mut stage, args, &Audience::Everyone).await?;
     let seen = Seen::new();
     let watching = watch(stage.service.grpc(), &seen).await?;
@@ -116,7 +118,8 @@ async fn at_fixed_rate(
         replicas.push(Service::start_with(&url, None, &settings).await?);
     }
     let clients = callers::connect(replicas[0].grpc(), args.channels)?;
-    callers::register(&clients[0], vec![receivers.live_url(0)]).await?;
+    let endpoint = Endpoint { url: receivers.live_url(0), ..Endpoint::default() };
+    callers::register(&clients[0], vec![endpoint]).await?;
     // On the last replica; the callers are the first one's.
     let unread = stall(replicas[REPLICAS - 1].grpc(), stalled).await?;
     let mut streams = Vec::new();

@@ -13,6 +13,7 @@ use crate::domain::event::NewEvent;
 use crate::domain::fields::{ContentType, Tenant};
 use crate::domain::id::{AlertId, DeliveryId, EndpointId, EventId};
 use crate::domain::pattern::EventType;
+use crate::domain::schedule::Schedule;
 use crate::domain::time::Timestamp;
 
 /// What tells that an endpoint answers again, or is enabled again.
@@ -114,6 +115,7 @@ fn operational(tenant: &Tenant, event_type: &str, data: &Value, key: String) -> 
         idempotency_key: Some(format!("hooklane/{key}")),
         metadata: BTreeMap::new(),
         source: None,
+        schedule: Schedule::default(),
         endpoint_ids: Vec::new(),
         inline_endpoint: None,
     }

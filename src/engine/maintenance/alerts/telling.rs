@@ -87,8 +87,15 @@ async fn publish(publisher: &Publisher, event: NewEvent) -> bool {
     let event_type = event.event_type.clone();
     match publisher.publish(event).await {
         Ok(_) => true,
-        // A publisher took the key, or the database refuses the row: it would the next time, too.
-        Err(error @ (PublishError::KeyConflict | PublishError::Refused(_) | PublishError::EndpointNotFound(_))) => {
+        // A publisher took the key, or the database refuses the row: it would the next time, too. The others are said of
+        // events that name their endpoints, which these never do.
+        Err(
+            error @ (PublishError::KeyConflict
+            | PublishError::Refused(_)
+            | PublishError::EndpointNotFound(_)
+            | PublishError::OrderingKeyMissing(_)
+            | PublishError::DeliverTimeInOrder(_)),
+        ) => {
             tracing::error!(%error, %event_type, "an operational event cannot be published");
             true
         }
