@@ -1,7 +1,7 @@
 //! The engine's verbs on `outstanding`: claim, payloads, complete, renew, release, and the sweep that finds work.
 //!
 //! Every change names the `claim_gen` it was made under; a stale one changes nothing. Leases and due times are the
-//! database's, spans go in and instants come out.
+//! database's, spans go in and instants come out. The file is long because each verb stands beside its statement.
 
 mod complete;
 mod elsewhere;
