@@ -5,19 +5,18 @@
 mod alerts;
 mod retry;
 mod source;
+mod values;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::time::Duration;
-
-use ipnet::IpNet;
 
 pub use self::source::{Flags, SettingProblems};
 use self::source::{Reader, Source};
+pub(crate) use self::values::parse_span;
+use self::values::{parse_addr, parse_bool, parse_cidrs, parse_rate, parse_retention, parse_roles, parse_within};
 use crate::domain::address::EgressRules;
 use crate::domain::alert::AlertRules;
 use crate::domain::cloudevents::SourceTemplate;
-use crate::domain::rate::RateLimit;
 use crate::domain::retry::RetryDefaults;
 pub use crate::store::Roles;
 use crate::{api, egress, engine, ops, store, telemetry};
@@ -230,76 +229,6 @@ fn check_auth(profile: Profile, reader: &mut Reader, grpc_addr: Option<SocketAdd
     })
 }
 
-fn parse_bool(text: &str) -> Result<bool, String> {
-    match text {
-        "true" | "1" | "on" | "yes" => Ok(true),
-        "false" | "0" | "off" | "no" => Ok(false),
-        _ => Err("is neither true nor false".to_owned()),
-    }
-}
-
-fn parse_addr(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_| "is not an address; allowed is IP:PORT, such as 127.0.0.1:50051".to_owned())
-}
-
-fn parse_cidrs(text: &str) -> Result<Vec<IpNet>, String> {
-    let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
-    parts
-        .map(|part| part.parse().map_err(|_| format!("has {part}, which is no range; allowed is such as 10.0.0.0/8")))
-        .collect()
-}
-
-fn parse_roles(text: &str) -> Result<Roles, String> {
-    let mut roles = Roles { api: false, worker: false };
-    for part in text.split(',').map(str::trim) {
-        match part {
-            "api" => roles.api = true,
-            "worker" => roles.worker = true,
-            _ => return Err("is not a list of roles; allowed are api, worker and api,worker".to_owned()),
-        }
-    }
-    Ok(roles)
-}
-
-fn parse_within(text: &str, min: u64, max: u64) -> Result<u64, String> {
-    let number = text.parse().ok().filter(|number| (min..=max).contains(number));
-    number.ok_or_else(|| format!("is not a whole number from {min} to {max}"))
-}
-
-/// A number of requests a second, or `unlimited`.
-fn parse_rate(text: &str) -> Result<Option<RateLimit>, String> {
-    let limit = |number: f64| RateLimit::parse(number, 0).ok();
-    match text.parse().ok().and_then(limit) {
-        _ if text == "unlimited" => Ok(None),
-        Some(limit) => Ok(Some(limit)),
-        None => Err("is neither a number above 0 nor unlimited".to_owned()),
-    }
-}
-
-/// `250ms`, `30s`, `5m`, `24h`, `7d`.
-pub(crate) fn parse_span(text: &str) -> Result<Duration, String> {
-    let at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (digits, unit) = text.split_at(at);
-    let millis = match unit {
-        "ms" => Some(1),
-        "s" => Some(1_000),
-        "m" => Some(60_000),
-        "h" => Some(3_600_000),
-        "d" => Some(86_400_000),
-        _ => None,
-    };
-    let span = digits.parse::<u64>().ok().zip(millis).and_then(|(count, unit)| count.checked_mul(unit));
-    span.map(Duration::from_millis)
-        .ok_or_else(|| "is not a span of time; allowed is such as 250ms, 30s, 5m, 24h, 7d".to_owned())
-}
-
-/// A span for which something is kept.
-fn parse_retention(text: &str) -> Result<Duration, String> {
-    let span = parse_span(text)?;
-    let is_allowed = (Duration::from_secs(60)..=Duration::from_secs(3_650 * 86_400)).contains(&span);
-    if is_allowed { Ok(span) } else { Err("is not from 1m to 3650d".to_owned()) }
-}
-
 /// Names this process in attempts: the host, and something that no other process of it has.
 fn replica_name() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
@@ -403,14 +332,5 @@ mod tests {
             &[("HOOKLANE_PORT_50051_TCP", "tcp://10.0.0.1:50051"), ("HOOKLANE_SERVICE_HOST", "10.0.0.1")],
         )
         .expect("not ours");
-    }
-
-    #[test]
-    fn spans_have_units() {
-        assert_eq!(parse_span("250ms"), Ok(Duration::from_millis(250)));
-        assert_eq!(parse_span("7d"), Ok(Duration::from_secs(604_800)));
-        for bad in ["", "5", "s", "-1s", "1.5s", "99999999999999999999d"] {
-            assert!(parse_span(bad).is_err(), "{bad}");
-        }
     }
 }
