@@ -126,7 +126,8 @@ async fn subscribers_see_what_their_own_filters_let_through() {
     }
 
     // One delivery, one event. What happened before the stream is no part of it, so it has to be retried to be seen.
-    let refused = super::receiver(Behaviour { status: Some(http::StatusCode::GONE), ..Behaviour::default() }).await;
+    let refused =
+        super::receiver(Behaviour { status: Some(http::StatusCode::NOT_FOUND), ..Behaviour::default() }).await;
     service.register(Endpoint { event_types: vec!["late".to_owned()], ..endpoint(&refused.url()) }).await;
     let published = service.publish(event("late")).await;
     let id = published.deliveries[0].delivery_id.clone();
