@@ -78,7 +78,7 @@ pub struct Cursor {
     /// Whether this is a replay's beginning: then rows that happened before `time` are not wanted, though the snapshot
     /// could not see them.
     pub is_beginning: bool,
-    /// Of which line of transactions it tells: see [`super::epoch`].
+    /// Of which line of transactions it tells: see `super::epoch`.
     pub epoch: u64,
 }
 
