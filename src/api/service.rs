@@ -1,4 +1,4 @@
-//! The contract's service: each call to the file of its group, and a clear refusal for what is not built yet.
+//! The contract's service: each call to the file of its group.
 
 use std::sync::Arc;
 
@@ -8,8 +8,8 @@ use tonic::{Request, Response, Status};
 
 use super::proto::webhook_service_server::WebhookService;
 use super::proto::*;
+use super::replays::ReplayStream;
 use super::server::{Config, Services};
-use super::status;
 use super::stream::{EventStream, STREAMS_MAX};
 use super::testing::TESTS_MAX;
 
@@ -137,31 +137,30 @@ impl WebhookService for Webhooks {
         self.acknowledge(request.into_inner()).await.map(Response::new)
     }
 
-    // Not built yet.
-
-    async fn start_replay(&self, _: Request<StartReplayRequest>) -> Answer<StartReplayResponse> {
-        Err(status::unbuilt_call("StartReplay"))
+    async fn start_replay(&self, request: Request<StartReplayRequest>) -> Answer<StartReplayResponse> {
+        self.start(request.into_inner()).await.map(Response::new)
     }
 
-    async fn get_replay(&self, _: Request<GetReplayRequest>) -> Answer<GetReplayResponse> {
-        Err(status::unbuilt_call("GetReplay"))
+    async fn get_replay(&self, request: Request<GetReplayRequest>) -> Answer<GetReplayResponse> {
+        self.replay(request.into_inner()).await.map(Response::new)
     }
 
-    async fn list_replays(&self, _: Request<ListReplaysRequest>) -> Answer<ListReplaysResponse> {
-        Err(status::unbuilt_call("ListReplays"))
+    async fn list_replays(&self, request: Request<ListReplaysRequest>) -> Answer<ListReplaysResponse> {
+        self.list_replays_page(request.into_inner()).await.map(Response::new)
     }
 
-    async fn cancel_replay(&self, _: Request<CancelReplayRequest>) -> Answer<CancelReplayResponse> {
-        Err(status::unbuilt_call("CancelReplay"))
+    async fn cancel_replay(&self, request: Request<CancelReplayRequest>) -> Answer<CancelReplayResponse> {
+        self.cancel_replay_of(request.into_inner()).await.map(Response::new)
     }
 
-    type StreamReplayStream = tokio_stream::Empty<Result<StreamReplayResponse, Status>>;
+    type StreamReplayStream = ReplayStream;
 
-    async fn stream_replay(&self, _: Request<StreamReplayRequest>) -> Answer<Self::StreamReplayStream> {
-        Err(status::unbuilt_call("StreamReplay"))
+    async fn stream_replay(&self, request: Request<StreamReplayRequest>) -> Answer<Self::StreamReplayStream> {
+        let (_, extensions, request) = request.into_parts();
+        self.stream_progress(request, &extensions).await.map(Response::new)
     }
 
-    async fn get_stats(&self, _: Request<GetStatsRequest>) -> Answer<GetStatsResponse> {
-        Err(status::unbuilt_call("GetStats"))
+    async fn get_stats(&self, request: Request<GetStatsRequest>) -> Answer<GetStatsResponse> {
+        self.stats(request.into_inner()).await.map(Response::new)
     }
 }

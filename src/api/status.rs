@@ -11,8 +11,8 @@ use tonic::body::Body;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use crate::domain::id::{AlertId, DeliveryId, EndpointId, EventId};
-use crate::store::{self, CancelRefused, PublishError, RegisterError, RetryRefused, UpdateError};
+use crate::domain::id::{AlertId, DeliveryId, EndpointId, EventId, ReplayId};
+use crate::store::{self, CancelRefused, PublishError, RegisterError, RetryRefused, StartReplayError, UpdateError};
 
 /// Who speaks in every `ErrorInfo`.
 const DOMAIN: &str = "hooklane";
@@ -55,11 +55,6 @@ fn field_refusal(code: Code, reason: &str, fields: Vec<(String, String)>) -> Sta
     refusal(code, reason, message, details)
 }
 
-/// A call that is not built yet.
-pub(super) fn unbuilt_call(name: &str) -> Status {
-    refusal(Code::Unimplemented, "NOT_BUILT", format!("{name} is not built yet"), ErrorDetails::new())
-}
-
 /// A payload over the limit in a message under its own.
 pub(super) fn payload_too_large(bytes: usize, bytes_max: usize) -> Status {
     too_large(format!("payload has {bytes} bytes; allowed are {bytes_max}"))
@@ -92,6 +87,11 @@ pub(super) fn delivery_not_found(id: DeliveryId) -> Status {
 /// There is no such alert.
 pub(super) fn alert_not_found(id: AlertId) -> Status {
     not_found("ALERT_NOT_FOUND", "alert", id)
+}
+
+/// There is no such replay.
+pub(super) fn replay_not_found(id: ReplayId) -> Status {
+    not_found("REPLAY_NOT_FOUND", "replay", id)
 }
 
 fn not_found(reason: &str, kind: &str, id: impl Display) -> Status {
@@ -224,6 +224,14 @@ pub(super) fn too_many_streams() -> Status {
     quota("streams", "as many streams are open as may be")
 }
 
+/// Why a replay was not started.
+pub(super) fn start_replay_refused(error: StartReplayError) -> Status {
+    match error {
+        StartReplayError::TooMany => quota("replays", "as many replays are running as may be"),
+        StartReplayError::Store(error) => error.into(),
+    }
+}
+
 /// As many test requests are under way as may be.
 pub(super) fn too_many_tests() -> Status {
     quota("tests", "as many test requests are under way as may be")
@@ -314,7 +322,6 @@ mod tests {
         check(&payload_too_large(2, 1), ResourceExhausted, "PAYLOAD_TOO_LARGE");
         check(&cancel_refused(CancelRefused::Settled, delivery), FailedPrecondition, "DELIVERY_SETTLED");
         check(&draining(), Unavailable, "DRAINING");
-        check(&unbuilt_call("GetStats"), Unimplemented, "NOT_BUILT");
         let full: Status = PublishError::QueueFull.into();
         check(&full, ResourceExhausted, "QUEUE_FULL");
         assert!(full.get_details_retry_info().is_some() && full.get_details_quota_failure().is_some());

@@ -51,11 +51,13 @@ pub enum AttemptTrigger {
     Manual = 2,
     /// To see whether an endpoint is back whose circuit was open.
     Probe = 3,
+    /// A replay asked for it.
+    Replay = 4,
     /// TestEndpoint asked for it; such an attempt is of no delivery.
     Test = 5,
 }
 
-stored_enum!(AttemptTrigger { Schedule, Manual, Probe, Test });
+stored_enum!(AttemptTrigger { Schedule, Manual, Probe, Replay, Test });
 
 /// What the egress reports of one request.
 #[derive(Debug, Clone, PartialEq, Eq)]

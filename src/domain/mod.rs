@@ -15,6 +15,7 @@ pub mod event;
 pub mod fields;
 pub mod filter;
 pub mod headers;
+pub mod histogram;
 pub mod id;
 pub mod pattern;
 pub mod rate;

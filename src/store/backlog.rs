@@ -81,6 +81,15 @@ impl Backlog {
         }
     }
 
+    /// The endpoints with something outstanding, the longest queues first.
+    pub(super) fn longest(&self) -> Vec<(EndpointId, u64)> {
+        let counts = self.lock();
+        let waiting = counts.endpoints.iter().filter_map(|(id, count)| Some((*id, u64::try_from(*count).ok()?)));
+        let mut longest: Vec<_> = waiting.filter(|(_, count)| *count > 0).collect();
+        longest.sort_unstable_by_key(|(id, count)| (std::cmp::Reverse(*count), *id));
+        longest
+    }
+
     /// Whether no event may be accepted now.
     pub(super) fn is_full(&self) -> bool {
         self.lock().total >= bound(self.limits.outstanding_max)
@@ -90,6 +99,12 @@ impl Backlog {
     pub(super) fn is_endpoint_full(&self, endpoint: EndpointId, planned: i64) -> bool {
         let count = self.lock().endpoints.get(&endpoint).copied().unwrap_or_default();
         count + planned >= bound(self.limits.outstanding_per_endpoint_max)
+    }
+
+    /// How many more deliveries of an endpoint may be outstanding.
+    pub(super) fn endpoint_room(&self, endpoint: EndpointId) -> i64 {
+        let count = self.lock().endpoints.get(&endpoint).copied().unwrap_or_default();
+        (bound(self.limits.outstanding_per_endpoint_max) - count).max(0)
     }
 
     /// How many deliveries of an endpoint are outstanding.

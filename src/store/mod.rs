@@ -32,8 +32,10 @@ mod pool;
 mod publish;
 mod queue;
 mod recent;
+mod replays;
 mod replicas;
 mod secrets;
+mod stats;
 mod tail;
 mod tallies;
 mod turns;
@@ -46,6 +48,7 @@ use rand::TryRng as _;
 use rand::rngs::SysRng;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::types::Uuid;
+use tokio::sync::Notify;
 
 pub use self::alerts::{AlertFilter, UntoldAlert};
 pub use self::backlog::Limits;
@@ -68,8 +71,10 @@ pub use self::queue::{
     AttemptRecord, CANCELED_REASON, Claimed, Claims, Completion, Due, EXPIRED_REASON, Elsewhere, Followed, LEASE,
     LaneRequest, Settled, Settlement, Swept,
 };
+pub use self::replays::{NewReplay, Replay, ReplayFilter, ReplayState, StartReplayError, Worked};
 pub use self::replicas::{DEAD_AFTER, Replica, Roll, Session};
 pub use self::secrets::{RotateError, Rotation};
+pub use self::stats::{EndpointFigures, Figures, Quantiles};
 pub use self::tail::{
     Batch, Cursor, Key, Page, Position, Snapshot, StreamKey, TailError, TimelineEvent, TimelineFilter, TransitionKind,
 };
@@ -82,6 +87,7 @@ use self::filter_errors::FilterErrors;
 use self::hints::Hints;
 use self::publish::Judges;
 use self::recent::Recent;
+use self::stats::{DeadCounts, Stats};
 use self::tallies::Tallies;
 use crate::domain::id::EndpointId;
 
@@ -116,6 +122,10 @@ pub struct Store {
     stream_key: StreamKey,
     /// Whether other replicas are told of what this one did.
     notify: bool,
+    /// Tells that this process has started a replay.
+    replay_started: Notify,
+    stats: Stats,
+    dead_counts: DeadCounts,
     /// Names this process in attempts.
     replica: String,
     /// The row in `replicas` without which claims of this process give nothing; `None` while it never joined the others:
@@ -141,7 +151,6 @@ impl Store {
             reader,
             stream,
             session_options,
-            clock,
             directory: Directory::default(),
             backlog,
             retention: config.retention,
@@ -151,9 +160,13 @@ impl Store {
             judges: Judges::default(),
             stream_key,
             notify: config.notify,
+            replay_started: Notify::new(),
+            stats: Stats::new(clock.new_uuid()),
+            dead_counts: DeadCounts::default(),
             replica: config.replica.clone(),
             claims_as: RwLock::default(),
             hints: Hints::default(),
+            clock,
         }))
     }
 

@@ -4,9 +4,12 @@ use sqlx::types::Uuid;
 
 use super::error::Result;
 use super::queue::CANCELED_REASON;
+use super::types::PgTime;
 use super::{Due, Store};
+use crate::domain::attempt::AttemptTrigger;
 use crate::domain::delivery::DeliveryState;
 use crate::domain::id::{DeliveryId, EndpointId};
+use crate::domain::time::Timestamp;
 
 /// Why a delivery was not retried.
 #[derive(Debug, thiserror::Error)]
@@ -61,28 +64,30 @@ with retried as (
 )
 select endpoint_id from retried";
 
-/// A settled one goes back to the outstanding: attempt numbers go on, the fence grows, the budget is fresh. One of an
-/// ordered endpoint takes its place again, or another ([`super::order`]).
-const RETRY_SETTLED: &str = "
+/// Settled ones go back to the outstanding, for a retry or a replay: attempt numbers go on, the fence grows, the budget is
+/// fresh. `$2` and `$3` bound when they settled, which leaves out the other days; `$4` is why the next attempt is made.
+/// Locks the rows in id order, by `settled_failed_pkey`. Those of an ordered endpoint take their place again, or another
+/// ([`super::order`]).
+pub(super) const RESTORE: &str = "
 with taken as (
   delete from settled_failed f
-  where f.id = $1 and f.order_key is null
+  where f.id = any($1::uuid[]) and f.settle_time >= $2 and f.settle_time <= $3 and f.order_key is null
     and exists (select from endpoints e where e.id = f.endpoint_id and e.delete_time is null)
   returning *
-), retried as (
+), restored as (
   insert into outstanding (id, endpoint_id, event_id, due_at, claim_gen, attempt_count, last_status, state, priority,
                            payload_format, trigger, tenant, event_type, last_error, expire_at)
   select id, endpoint_id, event_id, now(), claim_gen + 1, attempt_count, last_status,
-         case when attempt_count > 0 then 3 else 1 end, priority, payload_format, 2, tenant, event_type, last_error,
+         case when attempt_count > 0 then 3 else 1 end, priority, payload_format, $4, tenant, event_type, last_error,
          case when expire_at > now() then expire_at end
   from taken
   returning *
 ), told as (
   insert into timeline (time, delivery_id, endpoint_id, event_id, kind, state, priority, attempt_count,
                         next_attempt_at, tenant, event_type)
-  select now(), id, endpoint_id, event_id, 8, state, priority, attempt_count, due_at, tenant, event_type from retried
+  select now(), id, endpoint_id, event_id, 8, state, priority, attempt_count, due_at, tenant, event_type from restored
 )
-select endpoint_id from retried";
+select endpoint_id, id from restored";
 
 /// Ends deliveries that wait: takes those that the condition names, and puts them on record as settled in a state (a
 /// number of the contract) for a reason.
@@ -178,6 +183,10 @@ update endpoints e set drain_time = now()
 where e.id = $1 and e.delete_time < now() - interval '5 minutes'
   and not exists (select from outstanding o where o.endpoint_id = e.id)";
 
+/// Bounds of settle times that leave none out.
+pub(super) const SETTLED_EVER: (PgTime, PgTime) =
+    (PgTime(Timestamp::from_micros(i64::MIN)), PgTime(Timestamp::from_micros(i64::MAX)));
+
 /// Deliveries canceled by one statement.
 const CANCEL_BATCH: i64 = 1_000;
 
@@ -189,7 +198,13 @@ impl Store {
             self.announce(endpoint, 0);
             return Ok(());
         }
-        let settled = sqlx::query_scalar(RETRY_SETTLED).bind(id.uuid()).fetch_optional(&self.engine).await;
+        let settled = sqlx::query_scalar(RESTORE)
+            .bind(vec![id.uuid()])
+            .bind(SETTLED_EVER.0)
+            .bind(SETTLED_EVER.1)
+            .bind(AttemptTrigger::Manual.number())
+            .fetch_optional(&self.engine)
+            .await;
         if let Some(endpoint) = settled.map_err(super::Error::from)? {
             self.announce(endpoint, 1);
             return Ok(());

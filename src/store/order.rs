@@ -8,6 +8,7 @@
 mod by_hand;
 mod mend;
 
+pub(super) use self::by_hand::{restore, take};
 pub use self::mend::{Place, Walk};
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};

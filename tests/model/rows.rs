@@ -321,7 +321,7 @@ impl Tables {
         true
     }
 
-    /// `RETRY_WAITING`, or else `RETRY_SETTLED`; whether either found its row. `seen_waiting` as above.
+    /// `RETRY_WAITING`, or else `RESTORE`; whether either found its row. `seen_waiting` as above.
     pub(crate) fn retry(&mut self, rule: Rule, seen_waiting: bool) -> bool {
         if let Some(row) = &mut self.outstanding {
             if row.state != DeliveryState::Retrying && !seen_waiting {

@@ -9,6 +9,7 @@ pub(super) mod endpoint;
 pub(super) mod event;
 mod gates;
 pub(super) mod mask;
+pub(super) mod replay;
 pub(super) mod retry;
 mod schedule;
 pub(super) mod time;

@@ -9,6 +9,8 @@ mod idempotency;
 mod lapsed;
 mod order;
 mod partitions;
+mod replays;
+mod stats;
 mod tombstones;
 
 use std::sync::Arc;
@@ -31,10 +33,13 @@ pub async fn run(store: Arc<Store>, publisher: Publisher, rules: AlertRules, end
             lapsed::run(&store),
             order::run(&store),
             partitions::run(&store),
+            replays::run(&store),
+            stats::run(&store),
             tombstones::run(&store),
         )
     };
     end.run_until_cancelled(chores).await;
     filters::record(&store).await;
     alerts::record(&store).await;
+    stats::record(&store).await;
 }

@@ -5,21 +5,25 @@ use std::collections::{BTreeMap, BTreeSet};
 use sqlx::types::Uuid;
 use sqlx::{Connection as _, PgConnection};
 
-use super::{advance, join, lock, pass_on};
+use super::{OrderKey, advance, join, lock, pass_on};
+use crate::domain::attempt::AttemptTrigger;
 use crate::domain::id::{DeliveryId, EndpointId};
 use crate::store::error::Result;
-use crate::store::operate::end_waiting;
+use crate::store::operate::{SETTLED_EVER, end_waiting};
 use crate::store::queue::CANCELED_REASON;
+use crate::store::types::PgTime;
 use crate::store::{Due, Store};
 
-/// Locks a settled delivery of an ordered endpoint, by `settled_failed_pkey`: before its key, as everywhere.
+/// Locks settled deliveries of ordered endpoints, in id order by `settled_failed_pkey`: before their keys, as everywhere.
+/// `$2` and `$3` bound when they settled, which leaves out the other days.
 const TAKE: &str = "
-select f.endpoint_id, f.order_key from settled_failed f
-where f.id = $1 and f.order_key is not null
+select f.id, f.endpoint_id as endpoint, f.order_key, f.settle_time from settled_failed f
+where f.id = any($1::uuid[]) and f.settle_time >= $2 and f.settle_time <= $3 and f.order_key is not null
   and exists (select from endpoints e where e.id = f.endpoint_id and e.delete_time is null)
-for update";
+order by f.id
+for update of f";
 
-/// Puts it back: where others wait for it, at their head, in its own place; else behind them. `$4`: nothing else is
+/// Puts one back: where others wait for it, at their head, in its own place; else behind them. `$4`: nothing else is
 /// ordered by the key, which the caller has locked.
 const RETRY: &str = "
 with unblocked as (
@@ -27,14 +31,14 @@ with unblocked as (
   where k.endpoint_id = $2 and k.key = $3 and k.blocked_by = $1
   returning k.key
 ), taken as (
-  delete from settled_failed f where f.id = $1 returning *
+  delete from settled_failed f where f.id = $1 and f.settle_time = $5 returning *
 ), placed as (
   select t.*, u.key is not null as is_head from taken t left join unblocked u on true
 ), retried as (
   insert into outstanding (id, endpoint_id, event_id, due_at, claim_gen, attempt_count, last_status, state, priority,
                            payload_format, trigger, tenant, event_type, last_error, expire_at, order_key, seq)
   select id, endpoint_id, event_id, case when is_head or $4 then now() else 'infinity' end, claim_gen + 1,
-         attempt_count, last_status, case when attempt_count > 0 then 3 else 1 end, priority, payload_format, 2, tenant,
+         attempt_count, last_status, case when attempt_count > 0 then 3 else 1 end, priority, payload_format, $6, tenant,
          event_type, last_error, case when expire_at > now() then expire_at end, order_key,
          case when is_head then seq else nextval('order_seq') end
   from placed
@@ -71,6 +75,21 @@ const UNBLOCK: &str = "
 update order_keys k set blocked_by = null, blocked_time = null
 where k.endpoint_id = $1 and k.key = $2 and k.blocked_by = $3";
 
+/// A settled delivery of an ordered endpoint whose row is locked.
+#[derive(Debug, sqlx::FromRow)]
+pub(in crate::store) struct Taken {
+    pub(in crate::store) id: Uuid,
+    endpoint: Uuid,
+    order_key: String,
+    pub(in crate::store) settle_time: PgTime,
+}
+
+impl Taken {
+    pub(in crate::store) fn key(&self) -> OrderKey<'_> {
+        (self.endpoint, &self.order_key)
+    }
+}
+
 /// What a cancel did.
 struct Canceled {
     endpoint: Uuid,
@@ -104,21 +123,43 @@ impl Store {
 
 async fn retry_on(connection: &mut PgConnection, id: DeliveryId) -> Result<Option<Uuid>> {
     let mut transaction = connection.begin().await?;
-    let taken: Option<(Uuid, String)> = sqlx::query_as(TAKE).bind(id.uuid()).fetch_optional(&mut *transaction).await?;
-    let Some((endpoint, key)) = taken else {
+    let taken = take(&mut transaction, &[id.uuid()], SETTLED_EVER).await?;
+    let Some(one) = taken.first() else {
         transaction.rollback().await?;
         return Ok(None);
     };
-    let free = join(&mut transaction, &BTreeSet::from([(endpoint, key.as_str())])).await?;
-    sqlx::query(RETRY)
-        .bind(id.uuid())
-        .bind(endpoint)
-        .bind(&key)
-        .bind(!free.is_empty())
-        .execute(&mut *transaction)
-        .await?;
+    let free = join(&mut transaction, &BTreeSet::from([one.key()])).await?;
+    restore(&mut transaction, one, !free.is_empty(), AttemptTrigger::Manual).await?;
     transaction.commit().await?;
-    Ok(Some(endpoint))
+    Ok(Some(one.endpoint))
+}
+
+/// Locks those of these settled deliveries that are of ordered endpoints.
+pub(in crate::store) async fn take(
+    connection: &mut PgConnection,
+    ids: &[Uuid],
+    (since, until): (PgTime, PgTime),
+) -> Result<Vec<Taken>> {
+    Ok(sqlx::query_as(TAKE).bind(ids).bind(since).bind(until).fetch_all(connection).await?)
+}
+
+/// Puts one back that the caller has taken and whose key it has joined.
+pub(in crate::store) async fn restore(
+    connection: &mut PgConnection,
+    taken: &Taken,
+    is_free: bool,
+    trigger: AttemptTrigger,
+) -> Result<()> {
+    sqlx::query(RETRY)
+        .bind(taken.id)
+        .bind(taken.endpoint)
+        .bind(&taken.order_key)
+        .bind(is_free)
+        .bind(taken.settle_time)
+        .bind(trigger.number())
+        .execute(connection)
+        .await?;
+    Ok(())
 }
 
 async fn cancel_on(connection: &mut PgConnection, id: DeliveryId) -> Result<Option<Canceled>> {

@@ -11,6 +11,7 @@ use crate::domain::schedule::Priority;
 use crate::domain::time::Timestamp;
 use crate::store::error::Result;
 use crate::store::order::OrderKey;
+use crate::store::stats::Event;
 use crate::store::types::PgTime;
 use crate::store::{Store, idempotency, order};
 
@@ -90,6 +91,11 @@ pub(super) async fn write(store: &Store, batch: &[Plan]) -> Result<Written> {
     let written = store.engine.bounded(write_on(&mut connection, batch)).await?;
     connection.give_back();
     let (published, lost) = written?;
+    if published.stale.is_empty() {
+        let failed = Event { is_failed: true, ..Event::default() };
+        let refused = winners(batch, &lost).flat_map(Plan::refused).map(|delivery| (delivery.to.id, failed));
+        store.stats.count(published.at, refused);
+    }
     settle(store, published, lost).await
 }
 

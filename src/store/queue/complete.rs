@@ -20,6 +20,7 @@ use crate::domain::endpoint::HEALTH_ALPHA;
 use crate::domain::id::{DeliveryId, EndpointId};
 use crate::domain::time::Timestamp;
 use crate::store::error::Result;
+use crate::store::stats::Event;
 use crate::store::types::{PgTime, count, headers_to_text, micros};
 use crate::store::{Due, Failing, Store, order};
 
@@ -73,6 +74,17 @@ pub enum Settlement {
     Canceled(String),
     /// To the expired ones: its time was over before a request was sent.
     Expired,
+}
+
+impl Completion {
+    /// As it is counted. One that somebody canceled while its last attempt was under way is counted as failed.
+    fn event(&self, now: Timestamp) -> Event {
+        Event {
+            attempt: self.attempt.as_ref().map(|attempt| attempt.result.duration),
+            succeeded: (self.settlement == Settlement::Succeeded).then(|| now.since(self.id.time())),
+            is_failed: matches!(self.settlement, Settlement::Failed(_)),
+        }
+    }
 }
 
 /// What a batch of completions did.
@@ -217,6 +229,9 @@ impl Store {
             settled.take_in(&rows, batch);
             settled.due.extend(due);
         }
+        let now = self.clock.now();
+        let won = batch.iter().filter(|one| settled.won.contains(&one.id));
+        self.stats.count(now, won.map(|one| (one.endpoint, one.event(now))));
         self.backlog.change(settled.ended.drain(..).map(|endpoint| (endpoint, -1)));
         Ok(())
     }

@@ -10,7 +10,7 @@ use tonic::{Code, Status};
 use super::{Service, endpoint, event, event_of, fields, reason, receiver, service, service_with, soon, told};
 use crate::support::{self, eventually};
 
-fn ordered(url: &str, ordering: Ordering, on_failure: OrderingOnFailure) -> Endpoint {
+pub(super) fn ordered(url: &str, ordering: Ordering, on_failure: OrderingOnFailure) -> Endpoint {
     Endpoint { ordering: ordering.into(), ordering_on_failure: on_failure.into(), ..endpoint(url) }
 }
 
@@ -19,7 +19,7 @@ fn by_key(url: &str) -> Endpoint {
 }
 
 /// The n-th event of a key.
-fn nth(key: &str, n: usize) -> PublishRequest {
+pub(super) fn nth(key: &str, n: usize) -> PublishRequest {
     PublishRequest { ordering_key: key.to_owned(), ..event_of(format!("{{\"key\":\"{key}\",\"n\":{n}}}")) }
 }
 
@@ -30,7 +30,7 @@ async fn publish(service: &Service, key: &str, n: usize) -> String {
 }
 
 /// Key, number and status of the next request.
-async fn next(receiver: &Receiver) -> (String, u64, u16) {
+pub(super) async fn next(receiver: &Receiver) -> (String, u64, u16) {
     let request = soon("a request", receiver.next()).await.expect("a request");
     let body: serde_json::Value = serde_json::from_slice(&request.body).expect("JSON");
     let data = &body["data"];
@@ -38,7 +38,7 @@ async fn next(receiver: &Receiver) -> (String, u64, u16) {
     (key, data["n"].as_u64().expect("a number"), request.status.map_or(0, |status| status.as_u16()))
 }
 
-fn failing(status: StatusCode) -> Behaviour {
+pub(super) fn failing(status: StatusCode) -> Behaviour {
     Behaviour { status: Some(status), ..Behaviour::default() }
 }
 

@@ -1,4 +1,4 @@
-//! What is not built yet is refused by name: calls as a whole, fields when they are set. Nothing is accepted and ignored.
+//! What is not built yet is refused by name: fields when they are set. Nothing is accepted and ignored.
 
 use hooklane::api::proto::*;
 use prost::Message as _;
@@ -9,31 +9,6 @@ use tonic::{Code, Request, Status};
 use tonic_prost::ProstCodec;
 
 use super::{Service, endpoint, fields, reason, service, told};
-
-/// The calls that work.
-const BUILT: &[&str] = &[
-    "RegisterEndpoint",
-    "GetEndpoint",
-    "ListEndpoints",
-    "UpdateEndpoint",
-    "DeleteEndpoint",
-    "PauseEndpoint",
-    "ResumeEndpoint",
-    "RotateSecret",
-    "TestEndpoint",
-    "Publish",
-    "PublishBatch",
-    "GetEvent",
-    "GetDelivery",
-    "ListDeliveries",
-    "RetryDelivery",
-    "CancelDelivery",
-    "StreamDeliveryEvents",
-    "ListDeadLetters",
-    "DeleteDeadLetters",
-    "ListAlerts",
-    "AcknowledgeAlert",
-];
 
 /// Calls a method by name with an empty message.
 async fn call(service: &Service, name: &str, is_streaming: bool) -> Result<(), Status> {
@@ -48,27 +23,17 @@ async fn call(service: &Service, name: &str, is_streaming: bool) -> Result<(), S
 }
 
 #[tokio::test]
-async fn every_method_of_the_contract_works_or_says_that_it_is_not_built() {
+async fn every_method_of_the_contract_works() {
     let service = service().await;
     let descriptors = FileDescriptorSet::decode(DESCRIPTORS).expect("descriptors");
     let services =
         descriptors.file.iter().filter(|file| file.package() == "hooklane.v1").flat_map(|file| &file.service);
     let methods: Vec<_> = services.flat_map(|service| &service.method).collect();
-    assert!(methods.len() > BUILT.len());
-    for name in BUILT {
-        assert!(methods.iter().any(|method| method.name() == *name), "{name} is in the contract");
-    }
+    assert!(methods.len() > 20, "the methods were found");
     for method in methods {
-        let name = method.name();
-        let answer = call(&service, name, method.server_streaming()).await;
-        if BUILT.contains(&name) {
-            let is_refused = answer.is_err_and(|refusal| refusal.code() == Code::Unimplemented);
-            assert!(!is_refused, "{name} works");
-        } else {
-            let refusal = answer.expect_err(name);
-            assert_eq!(reason(&refusal), told(Code::Unimplemented, "NOT_BUILT"), "{name}");
-            assert!(refusal.message().contains(name), "{}", refusal.message());
-        }
+        let answer = call(&service, method.name(), method.server_streaming()).await;
+        let is_refused = answer.is_err_and(|refusal| refusal.code() == Code::Unimplemented);
+        assert!(!is_refused, "{} works", method.name());
     }
     let refusal = call(&service, "Nonsense", false).await.expect_err("unknown");
     assert_eq!(reason(&refusal), told(Code::Unimplemented, "UNSUPPORTED"));
