@@ -9,6 +9,7 @@ pub mod health;
 pub mod listen;
 pub mod migrate;
 pub mod postgres;
+pub mod replay;
 mod secrets;
 pub mod serve;
 pub mod verify;
@@ -54,6 +55,7 @@ enum Command {
     Health(health::Args),
     Listen(Box<listen::Args>),
     Verify(Box<verify::Args>),
+    Replay(Box<replay::Args>),
     Bench(Box<bench::Args>),
     #[command(hide = true)]
     BenchReceiver(bench::receiver::Args),
@@ -70,6 +72,7 @@ impl Cli {
             Command::Health(args) => health::run(args).await,
             Command::Listen(args) => listen::run(*args).await,
             Command::Verify(args) => verify::run(*args).await,
+            Command::Replay(args) => replay::run(*args).await,
             Command::Bench(args) => bench::run(*args).await,
             Command::BenchReceiver(args) => bench::receiver::run(args).await,
         }

@@ -1,0 +1,285 @@
+//! `hooklane replay`: starts a replay of settled deliveries and follows it to its end.
+//!
+//! The replay is the service's: this command may end, and the replay goes on. `progress` says how far it is.
+
+mod progress;
+
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime};
+
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+use self::progress::Screen;
+use super::{Failure, parse_duration};
+use crate::api::proto::webhook_service_client::WebhookServiceClient;
+use crate::api::proto::{
+    CancelReplayRequest, DeliveryState, Replay, ReplayFilter, ReplayState, StartReplayRequest, StreamReplayRequest,
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  hooklane replay --dry-run                                  how many dead letters there are to replay
+  hooklane replay --endpoint ep_01h455vb4pex5vsknk084sn02q --since 2h
+  hooklane replay --event-type 'order.*' --max-per-second 100
+  hooklane replay --state succeeded --since 2026-01-21T12:00:00Z --until 2026-01-21T13:00:00Z
+  hooklane replay --follow rpl_01h455vb4pex5vsknk084sn02q    go on watching
+  hooklane replay --cancel rpl_01h455vb4pex5vsknk084sn02q
+
+Ctrl-C ends the watching; the replay goes on. Exit code 1 tells of one that failed or was canceled.";
+
+/// Send many failed deliveries again, and watch it
+///
+/// Takes every FAILED delivery of the tenant that satisfies the filters, unless states are named. Failed, canceled and
+/// expired ones go on themselves; succeeded ones are taken only when that state is named, and are made anew.
+#[derive(Debug, Clone, clap::Args)]
+#[command(after_long_help = EXAMPLES)]
+pub struct Args {
+    /// Where the service listens
+    #[arg(long, value_name = "ADDR", env = "HOOKLANE_GRPC_ADDR", default_value = "127.0.0.1:50051")]
+    addr: SocketAddr,
+
+    /// Whose deliveries [default: the caller's own tenant]
+    #[arg(long, value_name = "TENANT", default_value = "", hide_default_value = true)]
+    tenant: String,
+
+    /// Deliveries to this endpoint, ep_…; repeatable
+    #[arg(long = "endpoint", value_name = "ID")]
+    endpoints: Vec<String>,
+
+    /// Deliveries of events of this type, or pattern such as 'order.*'; repeatable
+    #[arg(long = "event-type", value_name = "PATTERN")]
+    event_types: Vec<String>,
+
+    /// Deliveries in this state; repeatable [default: failed]
+    #[arg(long = "state", value_name = "STATE", value_enum)]
+    states: Vec<Settled>,
+
+    /// Deliveries made since then: a time such as 2026-01-21T12:00:00Z, or so long ago, such as 90m
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    since: Option<SystemTime>,
+
+    /// Deliveries made before then
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    until: Option<SystemTime>,
+
+    /// This delivery, dlv_…; repeatable
+    #[arg(long = "delivery", value_name = "ID")]
+    deliveries: Vec<String>,
+
+    /// Only count what would be replayed
+    #[arg(long)]
+    dry_run: bool,
+
+    /// Deliveries a second at most [default: as many as live traffic leaves room for]
+    #[arg(long, value_name = "N", default_value_t = 0.0, hide_default_value = true)]
+    max_per_second: f64,
+
+    /// Say the replay's id and end, without watching it
+    #[arg(long)]
+    detach: bool,
+
+    /// Watch a replay that was started before
+    #[arg(long, value_name = "ID", conflicts_with_all = ["cancel", "detach"])]
+    follow: Option<String>,
+
+    /// Cancel a replay: what was replayed already goes on
+    #[arg(long, value_name = "ID")]
+    cancel: Option<String>,
+
+    /// Print a JSON document a line for each step
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Settled {
+    Failed,
+    Canceled,
+    Expired,
+    Succeeded,
+}
+
+impl Settled {
+    fn number(self) -> i32 {
+        let state = match self {
+            Self::Failed => DeliveryState::Failed,
+            Self::Canceled => DeliveryState::Canceled,
+            Self::Expired => DeliveryState::Expired,
+            Self::Succeeded => DeliveryState::Succeeded,
+        };
+        state.into()
+    }
+}
+
+impl Args {
+    fn request(&self) -> StartReplayRequest {
+        StartReplayRequest {
+            filter: Some(ReplayFilter {
+                tenant: self.tenant.clone(),
+                endpoint_ids: self.endpoints.clone(),
+                event_types: self.event_types.clone(),
+                states: self.states.iter().map(|state| state.number()).collect(),
+                create_after: self.since.map(Into::into),
+                create_before: self.until.map(Into::into),
+                delivery_ids: self.deliveries.clone(),
+            }),
+            dry_run: self.dry_run,
+            max_per_second: self.max_per_second,
+        }
+    }
+}
+
+type Client = WebhookServiceClient<Channel>;
+
+/// Starts, follows or cancels a replay.
+pub async fn run(args: Args) -> Result<(), Failure> {
+    let interrupted =
+        super::interrupted().map_err(|error| Failure::internal(format!("cannot catch signals: {error}")))?;
+    let mut client = Client::connect(format!("http://{}", args.addr))
+        .await
+        .map_err(|error| Failure::try_again(format!("{} cannot be reached: {error}", args.addr)))?;
+    let mut screen = Screen::for_stdout(args.json);
+    if let Some(id) = &args.cancel {
+        let request = CancelReplayRequest { replay_id: id.clone() };
+        let answer = client.cancel_replay(request).await.map_err(refused("CancelReplay"))?;
+        return screen.last(&replay_of(answer.into_inner().replay)?);
+    }
+    let id = match &args.follow {
+        Some(id) => id.clone(),
+        None => {
+            let started = client.start_replay(args.request()).await.map_err(refused("StartReplay"))?;
+            let started = replay_of(started.into_inner().replay)?;
+            screen.started(&started)?;
+            started.id
+        }
+    };
+    if args.detach {
+        return Ok(());
+    }
+    tokio::select! {
+        ended = follow(&mut client, &id, &mut screen) => judge(&ended?),
+        () = interrupted => {
+            screen.leave()?;
+            Err(Failure::other(format!("stopped watching; the replay goes on: hooklane replay --follow {id}")))
+        }
+    }
+}
+
+/// How long the service may be away while a replay is watched: it goes on by itself when that is back.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Shows a replay's progress to its end, over as many streams as it takes.
+async fn follow(client: &mut Client, id: &str, screen: &mut Screen) -> Result<Replay, Failure> {
+    let mut heard = tokio::time::Instant::now();
+    loop {
+        match follow_once(client, id, screen, &mut heard).await {
+            Ok(Some(replay)) => return Ok(replay),
+            Ok(None) => {}
+            Err(status) if status.code() == Code::Unavailable && heard.elapsed() < PATIENCE => {}
+            Err(status) => return Err(refused("StreamReplay")(status)),
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+async fn follow_once(
+    client: &mut Client,
+    id: &str,
+    screen: &mut Screen,
+    heard: &mut tokio::time::Instant,
+) -> Result<Option<Replay>, Status> {
+    let request = StreamReplayRequest { replay_id: id.to_owned() };
+    let mut stream = client.stream_replay(request).await?.into_inner();
+    while let Some(message) = stream.message().await? {
+        *heard = tokio::time::Instant::now();
+        let Some(replay) = message.replay else { continue };
+        let is_last = replay.state() != ReplayState::Running;
+        let shown = if is_last { screen.last(&replay) } else { screen.progress(&replay) };
+        shown.map_err(|failure| Status::aborted(failure.to_string()))?;
+        if is_last {
+            return Ok(Some(replay));
+        }
+    }
+    Ok(None)
+}
+
+fn judge(replay: &Replay) -> Result<(), Failure> {
+    match replay.state() {
+        ReplayState::Completed => Ok(()),
+        ReplayState::Failed => Err(Failure::other(format!("the replay failed: {}", replay.error))),
+        _ => Err(Failure::other("the replay was canceled")),
+    }
+}
+
+fn replay_of(replay: Option<Replay>) -> Result<Replay, Failure> {
+    replay.ok_or_else(|| Failure::internal("the service answered without the replay"))
+}
+
+/// What to say when a call is refused, and whether it may succeed later.
+fn refused(call: &'static str) -> impl Fn(Status) -> Failure {
+    move |status| {
+        let words = format!("{call} was refused: {:?}: {}", status.code(), status.message());
+        match status.code() {
+            Code::InvalidArgument => Failure::usage(words),
+            Code::Unavailable | Code::ResourceExhausted => Failure::try_again(words),
+            _ => Failure::other(words),
+        }
+    }
+}
+
+/// A time in RFC 3339, or a span before now.
+fn parse_time(text: &str) -> Result<SystemTime, String> {
+    if let Ok(time) = text.parse::<jiff::Timestamp>() {
+        return Ok(time.into());
+    }
+    let words = || "is no time; allowed are such as 2026-01-21T12:00:00Z, or a span before now: 90m, 2h".to_owned();
+    let days = text.strip_suffix('d').and_then(|days| days.parse::<u32>().ok());
+    let ago = match days {
+        Some(days) => Duration::from_secs(u64::from(days) * 86_400),
+        None => parse_duration(text).map_err(|_| words())?,
+    };
+    let ago = jiff::SignedDuration::try_from(ago).map_err(|_| words())?;
+    jiff::Timestamp::now().checked_sub(ago).map(Into::into).map_err(|_| words())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn request(line: &str) -> StartReplayRequest {
+        Line::try_parse_from(line.split(' ')).expect("a command line").args.request()
+    }
+
+    #[test]
+    fn flags_become_the_filter() {
+        let asked =
+            request("replay --endpoint ep_1 --endpoint ep_2 --event-type order.* --state failed --state expired");
+        let filter = asked.filter.expect("a filter");
+        assert_eq!(filter.endpoint_ids, ["ep_1", "ep_2"]);
+        assert_eq!((filter.event_types, filter.states), (vec!["order.*".to_owned()], vec![5, 7]));
+        let asked = request("replay --dry-run --max-per-second 2.5 --since 2026-01-21T12:00:00Z --delivery dlv_1");
+        assert!(asked.dry_run && asked.max_per_second == 2.5);
+        let filter = asked.filter.expect("a filter");
+        assert_eq!(filter.create_after.map(|time| time.seconds), Some(1_768_996_800));
+        assert_eq!((filter.delivery_ids, filter.states), (vec!["dlv_1".to_owned()], Vec::new()));
+    }
+
+    #[test]
+    fn times_are_given_or_so_long_ago() {
+        for text in ["2026-01-21T12:00:00Z", "90m", "2h", "7d", "0"] {
+            assert!(parse_time(text).is_ok(), "{text}");
+        }
+        for text in ["", "yesterday", "5", "-2h", "99999999999999h"] {
+            assert!(parse_time(text).is_err(), "{text}");
+        }
+    }
+}
