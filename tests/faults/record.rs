@@ -12,7 +12,7 @@ use axum::Router;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
-use hooklane::api::proto::{Endpoint, RegisterEndpointRequest};
+use hooklane::api::proto::{CircuitBreaker, Endpoint, RegisterEndpointRequest};
 use hooklane::domain::endpoint::SignatureScheme;
 use hooklane::domain::verification::{Verifier, verify};
 use tokio::net::TcpListener;
@@ -94,7 +94,9 @@ impl Record {
 
     /// Registers it as the endpoint of all events.
     pub(crate) async fn register(&self, client: &mut Client) {
-        let endpoint = Endpoint { url: self.url.clone(), ..Endpoint::default() };
+        // What it fails, it fails on purpose, and none of that is to hold up the rest.
+        let circuit_breaker = Some(CircuitBreaker { failure_threshold: Some(0), ..CircuitBreaker::default() });
+        let endpoint = Endpoint { url: self.url.clone(), circuit_breaker, ..Endpoint::default() };
         let request = RegisterEndpointRequest { endpoint: Some(endpoint), secret: SECRET.to_owned() };
         client.register_endpoint(request).await.expect("registered");
     }

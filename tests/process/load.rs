@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use hooklane::api::proto::webhook_service_client::WebhookServiceClient;
 use hooklane::api::proto::{
-    Delivery, DeliveryState, Endpoint, GetDeliveryRequest, ListDeliveriesRequest, PublishRequest,
+    CircuitBreaker, Delivery, DeliveryState, Endpoint, GetDeliveryRequest, ListDeliveriesRequest, PublishRequest,
     RegisterEndpointRequest, publish_request,
 };
 use hooklane::cli::listen::{Behaviour, Receiver, ReceiverOptions};
@@ -202,7 +202,9 @@ impl Tally {
     pub(crate) async fn register_times(&self, client: &mut Client, count: usize, max_in_flight: u32) {
         for place in 0..count {
             let url = format!("{}/{place}", self.receiver.url());
-            let endpoint = Endpoint { url, max_in_flight, ..Endpoint::default() };
+            // Failures are made here on purpose, and none is to hold up the rest.
+            let circuit_breaker = Some(CircuitBreaker { failure_threshold: Some(0), ..CircuitBreaker::default() });
+            let endpoint = Endpoint { url, max_in_flight, circuit_breaker, ..Endpoint::default() };
             let request = RegisterEndpointRequest { endpoint: Some(endpoint), secret: String::new() };
             client.register_endpoint(request).await.expect("registered");
         }
