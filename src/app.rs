@@ -25,6 +25,9 @@ pub enum StartError {
     /// The way out could not be set up.
     #[error(transparent)]
     Egress(#[from] SetupError),
+    /// The certificate could not be used.
+    #[error("tls: {0}")]
+    Tls(#[from] api::TlsError),
     /// An address could not be listened on.
     #[error("{name} {addr} cannot be listened on: {error}")]
     Bind {
@@ -67,6 +70,7 @@ impl App {
         let mut grpc_addr = None;
         let mut api_task = None;
         if config.roles.api {
+            let tls = config.api.edge.tls.clone().map(|files| api::Tls::start(files, draining.clone())).transpose()?;
             let listener = bind("grpc.addr", config.api.grpc_addr).await?;
             grpc_addr = Some(local_addr(&listener, config.api.grpc_addr));
             let services = api::Services {
@@ -75,7 +79,7 @@ impl App {
                 live: Live::start(Arc::clone(&store), draining.clone()),
                 egress: egress.clone(),
             };
-            let serving = api::serve(listener, services, config.api, api::Health::new(), draining.clone());
+            let serving = api::serve(listener, tls, services, config.api, api::Health::new(), draining.clone());
             api_task = Some(tokio::spawn(async move {
                 if let Err(error) = serving.await {
                     tracing::error!(%error, "gRPC ended");

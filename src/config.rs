@@ -3,12 +3,12 @@
 //! Every problem is reported, not the first alone, and nothing is bound or opened before all are solved.
 
 mod alerts;
+mod edge;
 mod retry;
 mod source;
 mod values;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 
 pub use self::source::{Flags, SettingProblems};
 use self::source::{Reader, Source};
@@ -74,7 +74,11 @@ pub(crate) const SETTINGS: &[Setting] = &[
     Setting::new("engine.in_flight_max", "requests under way at once in this replica, about", Built::Yes),
     Setting::new("grpc.addr", "gRPC and gRPC-Web; port 0 picks one", Built::Yes),
     Setting::new("grpc.reflection", "server reflection", Built::Yes),
+    Setting::new("limits.calls_per_key", "calls under way of one credential, open streams among them", Built::Yes),
+    Setting::new("limits.connections_per_address", "connections of one address at once", Built::Yes),
     Setting::new("limits.payload_bytes", "the largest payload of an event", Built::Yes),
+    Setting::new("limits.requests_per_second", "calls of one credential in a second; 0 for any number", Built::Yes),
+    Setting::new("limits.streams_per_key", "open streams of one credential", Built::Yes),
     Setting::new("log", "a tracing filter, such as info or hooklane=debug", Built::Yes),
     Setting::new("log.format", "text or json", Built::Yes),
     Setting::new("ops.addr", "/livez /readyz /health; port 0 picks one", Built::Yes),
@@ -89,9 +93,14 @@ pub(crate) const SETTINGS: &[Setting] = &[
     Setting::new("retry.policy", "retries of endpoints that do not say: exponential, long, or delays", Built::Yes),
     Setting::new("roles", "what this replica does: api, worker or both, comma-separated", Built::Yes),
     Setting::new("shutdown.grace", "how long requests under way may go on after SIGTERM", Built::Yes),
-    Setting::new("tls.cert_file", "the certificate of the gRPC port", Built::No),
-    Setting::new("tls.client_ca_file", "who signs the certificates of callers", Built::No),
-    Setting::new("tls.key_file", "the key of the gRPC port's certificate", Built::No),
+    Setting::new("tls.cert_file", "the gRPC port's certificate chain, in PEM", Built::Yes),
+    Setting::new("tls.client_ca_file", "who signs the certificates that callers must have, in PEM", Built::Yes),
+    Setting::new(
+        "tls.clients",
+        "who calls with which certificate, such as uri:spiffe://prod/shop publisher shop",
+        Built::Yes,
+    ),
+    Setting::new("tls.key_file", "the certificate's private key, in PEM", Built::Yes),
 ];
 
 /// One setting.
@@ -140,12 +149,12 @@ impl Config {
     ) -> Result<Self, SettingProblems> {
         let source = Source::gather(flags, environment)?;
         let mut reader = Reader::new(source);
-        let config = Self::read(profile, &mut reader);
+        let config = Self::read(profile, flags, &mut reader);
         reader.finish(config)
     }
 
     /// `None` where a setting was refused. Everything is read before that is looked at, so that every problem shows.
-    fn read(profile: Profile, reader: &mut Reader) -> Option<Self> {
+    fn read(profile: Profile, flags: &Flags, reader: &mut Reader) -> Option<Self> {
         let is_dev = profile == Profile::Dev;
         let loopback = if is_dev { "127.0.0.0/8,::1/128" } else { "" };
         let allow_http = reader.get("egress.allow_http", if is_dev { "true" } else { "false" }, parse_bool);
@@ -157,7 +166,7 @@ impl Config {
         let outstanding_per_endpoint_max = reader.get("queue.max_outstanding_per_endpoint", "1000000", outstanding);
         let roles = reader.get("roles", "api,worker", parse_roles);
         let has_api = profile != Profile::Migrate && roles.is_none_or(|roles| roles.api);
-        let auth = check_auth(profile, reader, grpc_addr.filter(|_| has_api));
+        let edge = edge::read(profile, flags, reader, grpc_addr.filter(|_| has_api));
         let cloudevents_source = reader.get("cloudevents.source", SourceTemplate::DEFAULT, |text| {
             SourceTemplate::parse(text).map_err(|problem| problem.to_string())
         });
@@ -179,7 +188,7 @@ impl Config {
         let filter = reader.get("log", telemetry::DEFAULT_FILTER, telemetry::parse_filter);
         let format = reader.get("log.format", "text", telemetry::parse_format);
         let alerts = alerts::read(reader);
-        auth?;
+        let edge = edge?;
         let rules = EgressRules { allow_http: allow_http?, allow_cidrs: allow_cidrs? };
         Some(Self {
             roles: roles?,
@@ -189,6 +198,7 @@ impl Config {
                 egress_rules: rules.clone(),
                 cloudevents_source: cloudevents_source?,
                 reflection: reflection?,
+                edge,
             },
             ops: ops::Config { addr: ops_addr? },
             store: store::Config {
@@ -215,20 +225,6 @@ impl Config {
     }
 }
 
-/// Until calls are authenticated, nobody but this machine may make them. Without an API there are none: `grpc_addr` is
-/// `None` then.
-fn check_auth(profile: Profile, reader: &mut Reader, grpc_addr: Option<SocketAddr>) -> Option<()> {
-    let default = if profile == Profile::Serve { "api-key" } else { "none" };
-    reader.get("auth", default, |text| match (text, grpc_addr) {
-        ("none", Some(addr)) if !addr.ip().is_loopback() => {
-            Err(format!("leaves {addr} open to everybody; without authentication only a loopback address is allowed"))
-        }
-        ("none", _) | ("api-key" | "mtls", None) => Ok(()),
-        ("api-key" | "mtls", Some(_)) => Err("is not built yet; allowed is none, on a loopback address".to_owned()),
-        _ => Err("is not known; allowed are none, api-key and mtls".to_owned()),
-    })
-}
-
 /// Names this process in attempts: the host, and something that no other process of it has.
 fn replica_name() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
@@ -251,17 +247,7 @@ mod tests {
         let config = load(Profile::Dev, &[]).expect("defaults");
         assert!(config.egress.rules.allow_http && config.roles.api && config.roles.worker);
         assert_eq!(config.api.payload_bytes_max, 262_144);
-    }
-
-    #[test]
-    fn serve_starts_without_authentication_on_loopback_alone() {
-        let database = ("DATABASE_URL", "postgres://localhost/hooklane");
-        let refused = |variables: &[(&str, &str)]| load(Profile::Serve, variables).expect_err("refused").to_string();
-        assert!(refused(&[database]).contains("HOOKLANE_AUTH"));
-        let outside = refused(&[database, ("HOOKLANE_AUTH", "none"), ("HOOKLANE_GRPC_ADDR", "0.0.0.0:1")]);
-        assert!(outside.contains("loopback"), "{outside}");
-        let config = load(Profile::Serve, &[database, ("HOOKLANE_AUTH", "none")]).expect("loopback");
-        assert!(!config.egress.rules.allow_http && config.egress.rules.allow_cidrs.is_empty());
+        assert_eq!(config.api.edge.auth, api::Auth::None);
     }
 
     #[test]

@@ -2,13 +2,13 @@
 
 use tonic::Status;
 
+use super::auth::Caller;
 use super::convert::time::from_timestamp;
 use super::convert::{self, FILTER_PATTERNS_MAX, FILTER_VALUES_MAX, Violations, dead_letter};
 use super::paging::{Binding, page_size};
 use super::proto;
 use super::service::Webhooks;
 use crate::domain::Problem;
-use crate::domain::fields::Tenant;
 use crate::domain::id::DeliveryId;
 use crate::domain::pattern::EventPattern;
 use crate::domain::time::Timestamp;
@@ -18,10 +18,11 @@ impl Webhooks {
     /// A page of dead letters.
     pub(super) async fn list_dead_letters_page(
         &self,
+        caller: &Caller,
         request: proto::ListDeadLettersRequest,
     ) -> Result<proto::ListDeadLettersResponse, Status> {
-        let binding = binding(&request);
-        let (filter, before, limit) = read_list(&request, &binding)?;
+        let binding = binding(caller, &request);
+        let (filter, before, limit) = read_list(caller, &request, &binding)?;
         let (letters, end) = self.services.store.list_dead_letters(&filter, before, limit).await?;
         Ok(proto::ListDeadLettersResponse {
             dead_letters: letters.into_iter().map(dead_letter::to_proto).collect(),
@@ -32,9 +33,10 @@ impl Webhooks {
     /// Counts dead letters, and with `force` dismisses them.
     pub(super) async fn delete_dead_letters_of(
         &self,
+        caller: &Caller,
         request: proto::DeleteDeadLettersRequest,
     ) -> Result<proto::DeleteDeadLettersResponse, Status> {
-        let filter = read_deletion(&request)?;
+        let filter = read_deletion(caller, &request)?;
         let done = self.services.store.dismiss_dead_letters(&filter, request.force).await?;
         Ok(proto::DeleteDeadLettersResponse { matched: done.matched, deleted: done.dismissed })
     }
@@ -42,9 +44,9 @@ impl Webhooks {
 
 type List = (DeadLetterFilter, Option<DeadLetterPlace>, u32);
 
-fn read_list(request: &proto::ListDeadLettersRequest, binding: &Binding) -> Result<List, Status> {
+fn read_list(caller: &Caller, request: &proto::ListDeadLettersRequest, binding: &Binding) -> Result<List, Status> {
     let mut v = Violations::new();
-    let tenant = v.take("tenant", convert::tenants(&request.tenant));
+    let tenant = caller.tenants("tenant", &request.tenant, &mut v);
     let endpoint = v.take("endpoint_id", convert::optional_id(&request.endpoint_id));
     let event_types = v.take_all("event_types", &request.event_types, FILTER_PATTERNS_MAX, EventPattern::parse);
     let dead_after = v.take("dead_after", request.dead_after.as_ref().map(from_timestamp).transpose());
@@ -69,7 +71,7 @@ fn read_list(request: &proto::ListDeadLettersRequest, binding: &Binding) -> Resu
     }
 }
 
-fn read_deletion(request: &proto::DeleteDeadLettersRequest) -> Result<DeadLetterFilter, Status> {
+fn read_deletion(caller: &Caller, request: &proto::DeleteDeadLettersRequest) -> Result<DeadLetterFilter, Status> {
     let mut v = Violations::new();
     let names_nothing = request.delivery_ids.is_empty()
         && request.tenant.is_empty()
@@ -81,7 +83,7 @@ fn read_deletion(request: &proto::DeleteDeadLettersRequest) -> Result<DeadLetter
         v.invalid("delivery_ids", Problem::new(words));
     }
     let deliveries = v.take_all("delivery_ids", &request.delivery_ids, FILTER_VALUES_MAX, str::parse::<DeliveryId>);
-    let tenant = v.take("tenant", Tenant::parse(&request.tenant));
+    let tenant = caller.tenant("tenant", &request.tenant, &mut v);
     let endpoint = v.take("endpoint_id", convert::optional_id(&request.endpoint_id));
     let event_types = v.take_all("event_types", &request.event_types, FILTER_PATTERNS_MAX, EventPattern::parse);
     let dead_before = v.take("dead_before", request.dead_before.as_ref().map(from_timestamp).transpose());
@@ -113,13 +115,12 @@ fn place_from_bytes(bytes: [u8; PLACE_BYTES]) -> DeadLetterPlace {
     }
 }
 
-fn binding(request: &proto::ListDeadLettersRequest) -> Binding {
+fn binding(caller: &Caller, request: &proto::ListDeadLettersRequest) -> Binding {
     let time = |time: &Option<prost_types::Timestamp>| {
         time.map(|time| format!("{}.{}", time.seconds, time.nanos)).unwrap_or_default()
     };
-    let tenant = if request.tenant.is_empty() { "default" } else { &request.tenant };
     Binding::of("ListDeadLetters")
-        .with(tenant)
+        .with(caller.meant(&request.tenant))
         .with(&request.endpoint_id)
         .with_all(&request.event_types)
         .with(time(&request.dead_after))
@@ -130,6 +131,7 @@ fn binding(request: &proto::ListDeadLettersRequest) -> Binding {
 mod tests {
     use tonic::Code;
 
+    use super::super::auth::admin;
     use super::super::convert::tests::refused;
     use super::*;
 
@@ -144,7 +146,7 @@ mod tests {
             page_size: -1,
             page_token: "x".to_owned(),
         };
-        let (code, paths) = refused(&read_list(&bad, &binding(&bad)).expect_err("bad"));
+        let (code, paths) = refused(&read_list(&admin(), &bad, &binding(&admin(), &bad)).expect_err("bad"));
         assert_eq!(code, Code::InvalidArgument);
         let expected =
             ["tenant", "endpoint_id", "event_types[0]", "dead_after", "dead_before", "page_size", "page_token"];
@@ -153,12 +155,12 @@ mod tests {
 
     #[test]
     fn a_deletion_says_what_it_is_about() {
-        let refusal = read_deletion(&proto::DeleteDeadLettersRequest { force: true, ..Default::default() });
+        let refusal = read_deletion(&admin(), &proto::DeleteDeadLettersRequest { force: true, ..Default::default() });
         assert_eq!(refused(&refusal.expect_err("nothing")), (Code::InvalidArgument, vec!["delivery_ids".to_owned()]));
         let everybody = proto::DeleteDeadLettersRequest { tenant: "*".to_owned(), ..Default::default() };
-        assert_eq!(refused(&read_deletion(&everybody).expect_err("all")).1, ["tenant"]);
+        assert_eq!(refused(&read_deletion(&admin(), &everybody).expect_err("all")).1, ["tenant"]);
         let named = proto::DeleteDeadLettersRequest { tenant: "default".to_owned(), ..Default::default() };
-        assert!(read_deletion(&named).is_ok());
+        assert!(read_deletion(&admin(), &named).is_ok());
     }
 
     #[test]

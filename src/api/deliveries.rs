@@ -2,6 +2,7 @@
 
 use tonic::Status;
 
+use super::auth::Caller;
 use super::convert::time::from_timestamp;
 use super::convert::{self, FILTER_PATTERNS_MAX, Violations, delivery, sole};
 use super::paging::{Binding, cut, page_size};
@@ -17,9 +18,14 @@ const EVENT_PAGE: u32 = 500;
 
 impl Webhooks {
     /// One event with its deliveries.
-    pub(super) async fn event(&self, request: proto::GetEventRequest) -> Result<proto::GetEventResponse, Status> {
+    pub(super) async fn event(
+        &self,
+        caller: &Caller,
+        request: proto::GetEventRequest,
+    ) -> Result<proto::GetEventResponse, Status> {
         let id: EventId = sole("event_id", request.event_id.parse())?;
-        let event = self.services.store.event(id).await?.ok_or_else(|| status::event_not_found(id))?;
+        let event = self.services.store.event(id).await?.filter(|event| caller.owns(&event.tenant));
+        let event = event.ok_or_else(|| status::event_not_found(id))?;
         // As many as endpoints matched: each was acknowledged to the publisher in one answer as well.
         let mut filter = DeliveryFilter { event: Some(id), ..DeliveryFilter::default() };
         let mut deliveries = Vec::new();
@@ -37,20 +43,23 @@ impl Webhooks {
     /// One delivery with its attempts and event.
     pub(super) async fn delivery(
         &self,
+        caller: &Caller,
         request: proto::GetDeliveryRequest,
     ) -> Result<proto::GetDeliveryResponse, Status> {
         let id: DeliveryId = sole("delivery_id", request.delivery_id.parse())?;
-        let record = self.services.store.delivery(id).await?.ok_or_else(|| status::delivery_not_found(id))?;
+        let record = self.services.store.delivery(id).await?.filter(|record| caller.owns(&record.row.tenant));
+        let record = record.ok_or_else(|| status::delivery_not_found(id))?;
         Ok(proto::GetDeliveryResponse { delivery: Some(delivery::record_to_proto(record)) })
     }
 
     /// A page of deliveries.
     pub(super) async fn list_deliveries_page(
         &self,
+        caller: &Caller,
         request: proto::ListDeliveriesRequest,
     ) -> Result<proto::ListDeliveriesResponse, Status> {
-        let binding = binding(&request);
-        let (filter, limit) = read_filter(&request, &binding)?;
+        let binding = binding(caller, &request);
+        let (filter, limit) = read_filter(caller, &request, &binding)?;
         let (rows, end) = self.services.store.list_deliveries(&filter, limit + 1).await?;
         let (rows, end) = cut(rows, end, limit, |row| row.id);
         Ok(proto::ListDeliveriesResponse {
@@ -62,9 +71,11 @@ impl Webhooks {
     /// Makes a delivery due now.
     pub(super) async fn retry(
         &self,
+        caller: &Caller,
         request: proto::RetryDeliveryRequest,
     ) -> Result<proto::RetryDeliveryResponse, Status> {
         let id: DeliveryId = sole("delivery_id", request.delivery_id.parse())?;
+        self.see_delivery(caller, id).await?;
         self.services.store.retry(id).await.map_err(|error| status::retry_refused(error, id))?;
         Ok(proto::RetryDeliveryResponse { delivery: Some(delivery::to_proto(self.row(id).await?)) })
     }
@@ -72,11 +83,22 @@ impl Webhooks {
     /// Cancels a delivery.
     pub(super) async fn cancel(
         &self,
+        caller: &Caller,
         request: proto::CancelDeliveryRequest,
     ) -> Result<proto::CancelDeliveryResponse, Status> {
         let id: DeliveryId = sole("delivery_id", request.delivery_id.parse())?;
+        self.see_delivery(caller, id).await?;
         self.services.store.cancel(id).await.map_err(|error| status::cancel_refused(error, id))?;
         Ok(proto::CancelDeliveryResponse { delivery: Some(delivery::to_proto(self.row(id).await?)) })
+    }
+
+    /// Sees that a delivery is there for this caller, before something is done to it. A delivery never changes its
+    /// tenant, and who owns all need not look.
+    pub(super) async fn see_delivery(&self, caller: &Caller, id: DeliveryId) -> Result<(), Status> {
+        if caller.owns_all() || caller.owns(&self.row(id).await?.tenant) {
+            return Ok(());
+        }
+        Err(status::delivery_not_found(id))
     }
 
     async fn row(&self, id: DeliveryId) -> Result<DeliveryRow, Status> {
@@ -84,9 +106,13 @@ impl Webhooks {
     }
 }
 
-fn read_filter(request: &proto::ListDeliveriesRequest, binding: &Binding) -> Result<(DeliveryFilter, u32), Status> {
+fn read_filter(
+    caller: &Caller,
+    request: &proto::ListDeliveriesRequest,
+    binding: &Binding,
+) -> Result<(DeliveryFilter, u32), Status> {
     let mut v = Violations::new();
-    let tenant = v.take("tenant", convert::tenants(&request.tenant));
+    let tenant = caller.tenants("tenant", &request.tenant, &mut v);
     let endpoint = v.take("endpoint_id", convert::optional_id(&request.endpoint_id));
     let event = v.take("event_id", convert::optional_id(&request.event_id));
     let event_types = v.take_all("event_types", &request.event_types, FILTER_PATTERNS_MAX, EventPattern::parse);
@@ -116,13 +142,12 @@ fn read_filter(request: &proto::ListDeliveriesRequest, binding: &Binding) -> Res
     }
 }
 
-fn binding(request: &proto::ListDeliveriesRequest) -> Binding {
+fn binding(caller: &Caller, request: &proto::ListDeliveriesRequest) -> Binding {
     let time = |time: &Option<prost_types::Timestamp>| {
         time.map(|time| format!("{}.{}", time.seconds, time.nanos)).unwrap_or_default()
     };
-    let tenant = if request.tenant.is_empty() { "default" } else { &request.tenant };
     Binding::of("ListDeliveries")
-        .with(tenant)
+        .with(caller.meant(&request.tenant))
         .with(&request.endpoint_id)
         .with(&request.event_id)
         .with_all(&request.event_types)
@@ -135,6 +160,7 @@ fn binding(request: &proto::ListDeliveriesRequest) -> Binding {
 mod tests {
     use tonic::Code;
 
+    use super::super::auth::admin;
     use super::super::convert::tests::refused;
     use super::*;
 
@@ -151,7 +177,7 @@ mod tests {
             page_token: "x".to_owned(),
             ..proto::ListDeliveriesRequest::default()
         };
-        let (code, paths) = refused(&read_filter(&bad, &binding(&bad)).expect_err("bad"));
+        let (code, paths) = refused(&read_filter(&admin(), &bad, &binding(&admin(), &bad)).expect_err("bad"));
         assert_eq!(code, Code::InvalidArgument);
         let expected = [
             "tenant",
@@ -170,9 +196,11 @@ mod tests {
     #[test]
     fn a_page_token_is_bound_to_the_filters() {
         let list = |states: &[i32]| proto::ListDeliveriesRequest { states: states.to_vec(), ..Default::default() };
-        let token = binding(&list(&[5])).token(uuid::Uuid::nil());
+        let token = binding(&admin(), &list(&[5])).token(uuid::Uuid::nil());
         let next = |states| proto::ListDeliveriesRequest { page_token: token.clone(), ..list(states) };
-        let read = |request: proto::ListDeliveriesRequest| read_filter(&request, &binding(&request)).is_ok();
+        let read = |request: proto::ListDeliveriesRequest| {
+            read_filter(&admin(), &request, &binding(&admin(), &request)).is_ok()
+        };
         assert!(read(next(&[5])));
         assert!(!read(next(&[4])) && !read(next(&[])));
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tonic::Status;
 
+use super::auth::Caller;
 use super::convert::endpoint::{Patch, secret_does_not_fit, to_proto, version_of};
 use super::convert::mask::Mask;
 use super::convert::{self, Violations, sole};
@@ -15,7 +16,7 @@ use super::service::Webhooks;
 use super::{proto, status};
 use crate::domain::Problem;
 use crate::domain::endpoint::{Endpoint, EndpointState};
-use crate::domain::fields::{Tenant, parse_map};
+use crate::domain::fields::parse_map;
 use crate::domain::id::EndpointId;
 use crate::store::{DeleteOutcome, EndpointFilter, NewEndpoint, UpdateError};
 
@@ -28,11 +29,12 @@ impl Webhooks {
     /// Registers an endpoint and shows its secret.
     pub(super) async fn register(
         &self,
+        caller: &Caller,
         request: proto::RegisterEndpointRequest,
     ) -> Result<proto::RegisterEndpointResponse, Status> {
         let given = sole("endpoint", request.endpoint.ok_or_else(is_required))?;
         let mut v = Violations::new();
-        let tenant = v.take("endpoint.tenant", Tenant::parse(&given.tenant));
+        let tenant = caller.tenant("endpoint.tenant", &given.tenant, &mut v);
         let patch = Patch::parse(&given, &Mask::all(), &self.config.egress_rules, &mut v);
         let secret = match patch.signature_scheme() {
             Some(scheme) => secret_for(scheme, &request.secret, &mut v)?,
@@ -46,7 +48,7 @@ impl Webhooks {
         let registered = self.services.store.register_endpoint(&new).await;
         let endpoint = registered.map_err(|error| status::register_refused(error, new.spec.external_id.as_deref()))?;
         Ok(proto::RegisterEndpointResponse {
-            endpoint: Some(to_proto(endpoint)),
+            endpoint: Some(to_proto(endpoint, caller)),
             secret: new.secret.expose().to_owned(),
         })
     }
@@ -54,23 +56,25 @@ impl Webhooks {
     /// One endpoint.
     pub(super) async fn endpoint(
         &self,
+        caller: &Caller,
         request: proto::GetEndpointRequest,
     ) -> Result<proto::GetEndpointResponse, Status> {
         let id = sole("endpoint_id", request.endpoint_id.parse())?;
-        Ok(proto::GetEndpointResponse { endpoint: Some(to_proto(self.stored_endpoint(id).await?)) })
+        Ok(proto::GetEndpointResponse { endpoint: Some(to_proto(self.stored_endpoint(caller, id).await?, caller)) })
     }
 
     /// A page of endpoints.
     pub(super) async fn list_endpoints_page(
         &self,
+        caller: &Caller,
         request: proto::ListEndpointsRequest,
     ) -> Result<proto::ListEndpointsResponse, Status> {
-        let binding = binding(&request);
-        let (filter, limit) = read_filter(request, &binding)?;
+        let binding = binding(caller, &request);
+        let (filter, limit) = read_filter(caller, request, &binding)?;
         let (endpoints, end) = self.services.store.list_endpoints(&filter, limit + 1).await?;
         let (endpoints, end) = cut(endpoints, end, limit, |endpoint| endpoint.id);
         Ok(proto::ListEndpointsResponse {
-            endpoints: endpoints.into_iter().map(to_proto).collect(),
+            endpoints: endpoints.into_iter().map(|endpoint| to_proto(endpoint, caller)).collect(),
             next_page_token: end.map(|last| binding.token(last.uuid())).unwrap_or_default(),
         })
     }
@@ -78,6 +82,7 @@ impl Webhooks {
     /// Changes an endpoint. With an etag it is tried once, without one until nobody else changes it meanwhile.
     pub(super) async fn update(
         &self,
+        caller: &Caller,
         request: proto::UpdateEndpointRequest,
     ) -> Result<proto::UpdateEndpointResponse, Status> {
         let given = sole("endpoint", request.endpoint.ok_or_else(is_required))?;
@@ -93,7 +98,7 @@ impl Webhooks {
         let wanted_version = version_of(&given.etag);
         let claimed_tenant = (mask.names_tenant() && !given.tenant.is_empty()).then_some(given.tenant.as_str());
         for _ in 0..UPDATE_TRIES {
-            let current = self.stored_endpoint(id).await?;
+            let current = self.stored_endpoint(caller, id).await?;
             if wanted_version.is_some_and(|wanted| wanted != current.version) {
                 return Err(status::etag_mismatch(id));
             }
@@ -110,10 +115,12 @@ impl Webhooks {
                 return Err(v.into_status());
             }
             if spec == current.spec {
-                return Ok(proto::UpdateEndpointResponse { endpoint: Some(to_proto(current)) });
+                return Ok(proto::UpdateEndpointResponse { endpoint: Some(to_proto(current, caller)) });
             }
             match self.services.store.update_endpoint(id, current.version, &spec).await {
-                Ok(endpoint) => return Ok(proto::UpdateEndpointResponse { endpoint: Some(to_proto(endpoint)) }),
+                Ok(endpoint) => {
+                    return Ok(proto::UpdateEndpointResponse { endpoint: Some(to_proto(endpoint, caller)) });
+                }
                 Err(UpdateError::VersionMoved) if wanted_version.is_none() => {}
                 Err(error) => return Err(status::update_refused(error, id, spec.external_id.as_deref())),
             }
@@ -124,9 +131,11 @@ impl Webhooks {
     /// Deletes an endpoint and cancels what is outstanding for it, as far as that goes at once.
     pub(super) async fn delete(
         &self,
+        caller: &Caller,
         request: proto::DeleteEndpointRequest,
     ) -> Result<proto::DeleteEndpointResponse, Status> {
         let id = sole("endpoint_id", request.endpoint_id.parse())?;
+        self.see_endpoint(caller, id).await?;
         match self.services.store.delete_endpoint(id, version_of(&request.etag)).await? {
             DeleteOutcome::Deleted => {}
             DeleteOutcome::NotFound => return Err(status::endpoint_not_found(id)),
@@ -148,14 +157,29 @@ impl Webhooks {
         Ok(proto::DeleteEndpointResponse { canceled_deliveries })
     }
 
-    pub(super) async fn stored_endpoint(&self, id: EndpointId) -> Result<Endpoint, Status> {
-        self.services.store.endpoint(id).await?.ok_or_else(|| status::endpoint_not_found(id))
+    /// An endpoint, where it is there for this caller.
+    pub(super) async fn stored_endpoint(&self, caller: &Caller, id: EndpointId) -> Result<Endpoint, Status> {
+        let found = self.services.store.endpoint(id).await?.filter(|endpoint| caller.owns(&endpoint.tenant));
+        found.ok_or_else(|| status::endpoint_not_found(id))
+    }
+
+    /// Sees that an endpoint is there for this caller, before something is done to it. An endpoint never changes its
+    /// tenant, and who owns all need not look.
+    pub(super) async fn see_endpoint(&self, caller: &Caller, id: EndpointId) -> Result<(), Status> {
+        if caller.owns_all() {
+            return Ok(());
+        }
+        self.stored_endpoint(caller, id).await.map(|_| ())
     }
 }
 
-fn read_filter(request: proto::ListEndpointsRequest, binding: &Binding) -> Result<(EndpointFilter, u32), Status> {
+fn read_filter(
+    caller: &Caller,
+    request: proto::ListEndpointsRequest,
+    binding: &Binding,
+) -> Result<(EndpointFilter, u32), Status> {
     let mut v = Violations::new();
-    let tenant = v.take("tenant", convert::tenants(&request.tenant));
+    let tenant = caller.tenants("tenant", &request.tenant, &mut v);
     let states = v.take_enums("states", &request.states, EndpointState::from_number);
     let event_type = v.take("event_type", convert::optional_event_type(&request.event_type));
     let labels = v.take("labels", parse_map(request.labels));
@@ -170,12 +194,11 @@ fn read_filter(request: proto::ListEndpointsRequest, binding: &Binding) -> Resul
     }
 }
 
-fn binding(request: &proto::ListEndpointsRequest) -> Binding {
-    let tenant = if request.tenant.is_empty() { "default" } else { &request.tenant };
+fn binding(caller: &Caller, request: &proto::ListEndpointsRequest) -> Binding {
     // In the order of their names: a map's own order differs from request to request.
     let labels: BTreeMap<&String, &String> = request.labels.iter().collect();
     Binding::of("ListEndpoints")
-        .with(tenant)
+        .with(caller.meant(&request.tenant))
         .with_all(request.states.iter().map(|state| state.to_be_bytes()))
         .with(&request.event_type)
         .with_all(labels.into_iter().flat_map(|(name, value)| [name, value]))
@@ -189,6 +212,7 @@ fn is_required() -> Problem {
 mod tests {
     use std::collections::HashMap;
 
+    use super::super::auth::admin;
     use super::*;
 
     #[test]
@@ -196,10 +220,10 @@ mod tests {
         let labels =
             |count: u32| -> HashMap<String, String> { (0..count).map(|n| (n.to_string(), "x".into())).collect() };
         let list = |count| proto::ListEndpointsRequest { labels: labels(count), ..Default::default() };
-        let token = binding(&list(20)).token(uuid::Uuid::nil());
+        let token = binding(&admin(), &list(20)).token(uuid::Uuid::nil());
         for _ in 0..5 {
-            assert!(binding(&list(20)).parse(&token).is_ok());
+            assert!(binding(&admin(), &list(20)).parse(&token).is_ok());
         }
-        assert!(binding(&list(19)).parse(&token).is_err());
+        assert!(binding(&admin(), &list(19)).parse(&token).is_err());
     }
 }

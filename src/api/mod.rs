@@ -4,6 +4,7 @@
 //! and no SQL: `convert` translates, `status` is the one place where an error becomes a gRPC status.
 
 mod alerts;
+mod auth;
 mod connection;
 mod convert;
 mod dead_letters;
@@ -22,9 +23,12 @@ mod stats;
 mod status;
 mod stream;
 mod testing;
+mod tls;
 
+pub use self::auth::{CallerLimits, CertificateName, ClientRule, Mode as Auth};
 pub use self::health::Health;
-pub use self::server::{Config, Services, bind, serve};
+pub use self::server::{Config, Edge, Services, serve};
+pub use self::tls::{Config as TlsConfig, Error as TlsError, Tls};
 
 /// The contract as prost and tonic generate it, clients included.
 #[allow(missing_docs, unreachable_pub, clippy::all, reason = "generated code keeps its own style")]

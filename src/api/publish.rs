@@ -3,6 +3,7 @@
 use prost::Message as _;
 use tonic::Status;
 
+use super::auth::Caller;
 use super::convert::{Violations, event};
 use super::proto;
 use super::proto::publish_batch_result::Result as BatchResult;
@@ -16,14 +17,19 @@ const BATCH_MAX: usize = 1_000;
 
 impl Webhooks {
     /// Publishes one event.
-    pub(super) async fn publish_one(&self, request: proto::PublishRequest) -> Result<proto::PublishResponse, Status> {
-        let event = self.checked(request, Violations::new())?;
+    pub(super) async fn publish_one(
+        &self,
+        caller: &Caller,
+        request: proto::PublishRequest,
+    ) -> Result<proto::PublishResponse, Status> {
+        let event = self.checked(caller, request, Violations::new())?;
         to_response(self.services.publisher.publish(event).await, Violations::new())
     }
 
     /// Publishes many; one that is refused does not hinder the others.
     pub(super) async fn publish_many(
         &self,
+        caller: &Caller,
         request: proto::PublishBatchRequest,
     ) -> Result<proto::PublishBatchResponse, Status> {
         let count = request.requests.len();
@@ -38,7 +44,7 @@ impl Webhooks {
         let mut events = Vec::with_capacity(count);
         let checked: Vec<Result<(), Status>> = (request.requests.into_iter().enumerate())
             .map(|(place, request)| {
-                events.push(self.checked(request, Violations::of_request(place))?);
+                events.push(self.checked(caller, request, Violations::of_request(place))?);
                 Ok(())
             })
             .collect();
@@ -50,8 +56,13 @@ impl Webhooks {
         Ok(proto::PublishBatchResponse { results: answered.map(batch_result).collect() })
     }
 
-    fn checked(&self, request: proto::PublishRequest, violations: Violations) -> Result<NewEvent, Status> {
-        event::from_proto(request, &self.config, self.services.store.clock().now(), violations)
+    fn checked(
+        &self,
+        caller: &Caller,
+        request: proto::PublishRequest,
+        violations: Violations,
+    ) -> Result<NewEvent, Status> {
+        event::from_proto(caller, request, &self.config, self.services.store.clock().now(), violations)
     }
 }
 

@@ -8,10 +8,11 @@ use futures::stream::{self, BoxStream};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
-use tonic::{Extensions, Status};
+use tonic::Status;
 
-use super::connection::{AGE_MAX, ConnectionInfo};
-use super::convert::{self, Violations, replay, sole};
+use super::auth::Caller;
+use super::connection::AGE_MAX;
+use super::convert::{Violations, replay, sole};
 use super::paging::{Binding, cut, page_size};
 use super::service::Webhooks;
 use super::{proto, status};
@@ -26,29 +27,37 @@ pub(super) type ReplayStream = BoxStream<'static, Result<proto::StreamReplayResp
 
 impl Webhooks {
     /// Starts a replay.
-    pub(super) async fn start(&self, request: proto::StartReplayRequest) -> Result<proto::StartReplayResponse, Status> {
+    pub(super) async fn start(
+        &self,
+        caller: &Caller,
+        request: proto::StartReplayRequest,
+    ) -> Result<proto::StartReplayResponse, Status> {
         let mut v = Violations::new();
-        let Some(new) = replay::from_proto(&request, &mut v) else { return Err(v.into_status()) };
+        let Some(new) = replay::from_proto(caller, &request, &mut v) else { return Err(v.into_status()) };
         let started = self.services.store.start_replay(&new).await.map_err(status::start_replay_refused)?;
         Ok(proto::StartReplayResponse { replay: Some(replay::to_proto(started)) })
     }
 
     /// One replay.
-    pub(super) async fn replay(&self, request: proto::GetReplayRequest) -> Result<proto::GetReplayResponse, Status> {
+    pub(super) async fn replay(
+        &self,
+        caller: &Caller,
+        request: proto::GetReplayRequest,
+    ) -> Result<proto::GetReplayResponse, Status> {
         let id: ReplayId = sole("replay_id", request.replay_id.parse())?;
-        let found = self.services.store.replay(id).await?.ok_or_else(|| status::replay_not_found(id))?;
+        let found = self.stored_replay(caller, id).await?;
         Ok(proto::GetReplayResponse { replay: Some(replay::to_proto(found)) })
     }
 
     /// A page of replays.
     pub(super) async fn list_replays_page(
         &self,
+        caller: &Caller,
         request: proto::ListReplaysRequest,
     ) -> Result<proto::ListReplaysResponse, Status> {
-        let binding =
-            Binding::of("ListReplays").with(if request.tenant.is_empty() { "default" } else { &request.tenant });
+        let binding = Binding::of("ListReplays").with(caller.meant(&request.tenant));
         let mut v = Violations::new();
-        let tenant = v.take("tenant", convert::tenants(&request.tenant));
+        let tenant = caller.tenants("tenant", &request.tenant, &mut v);
         let limit = v.take("page_size", page_size(request.page_size));
         let before = v.take("page_token", binding.parse(&request.page_token));
         let (Some(tenant), Some(limit), Some(before)) = (tenant, limit, before) else { return Err(v.into_status()) };
@@ -64,9 +73,11 @@ impl Webhooks {
     /// Ends a replay.
     pub(super) async fn cancel_replay_of(
         &self,
+        caller: &Caller,
         request: proto::CancelReplayRequest,
     ) -> Result<proto::CancelReplayResponse, Status> {
         let id: ReplayId = sole("replay_id", request.replay_id.parse())?;
+        self.stored_replay(caller, id).await?;
         let ended = self.services.store.cancel_replay(id).await?.ok_or_else(|| status::replay_not_found(id))?;
         Ok(proto::CancelReplayResponse { replay: Some(replay::to_proto(ended)) })
     }
@@ -74,21 +85,28 @@ impl Webhooks {
     /// Opens a stream of a replay's progress: as it stands, whenever that changes, and to its end.
     pub(super) async fn stream_progress(
         &self,
+        caller: &Caller,
         request: proto::StreamReplayRequest,
-        extensions: &Extensions,
+        finish_at: Option<Instant>,
     ) -> Result<ReplayStream, Status> {
         let id: ReplayId = sole("replay_id", request.replay_id.parse())?;
         let place = Arc::clone(&self.streams).try_acquire_owned().map_err(|_| status::too_many_streams())?;
-        let first = self.services.store.replay(id).await?.ok_or_else(|| status::replay_not_found(id))?;
+        let first = self.stored_replay(caller, id).await?;
         let progress = Progress {
             known: first,
             is_told: false,
             store: Arc::clone(&self.services.store),
             shutdown: self.shutdown.clone(),
-            finish_at: extensions.get::<ConnectionInfo>().map_or_else(|| Instant::now() + AGE_MAX, |it| it.finish_at),
+            finish_at: finish_at.unwrap_or_else(|| Instant::now() + AGE_MAX),
             _place: place,
         };
         Ok(progress.into_stream())
+    }
+
+    /// A replay, where it is there for this caller.
+    async fn stored_replay(&self, caller: &Caller, id: ReplayId) -> Result<Replay, Status> {
+        let found = self.services.store.replay(id).await?.filter(|replay| caller.owns(&replay.asked.filter.tenant));
+        found.ok_or_else(|| status::replay_not_found(id))
     }
 }
 

@@ -7,6 +7,7 @@ use rand::rngs::SysRng;
 use tonic::Status;
 use zeroize::Zeroizing;
 
+use super::auth::Caller;
 use super::convert::Violations;
 use super::convert::endpoint::{rotated_scheme, to_proto};
 use super::convert::time::{from_duration, to_timestamp};
@@ -27,6 +28,7 @@ impl Webhooks {
     /// Gives an endpoint a new secret and shows it. Tried until nobody else changes the endpoint meanwhile.
     pub(super) async fn rotate(
         &self,
+        caller: &Caller,
         request: proto::RotateSecretRequest,
     ) -> Result<proto::RotateSecretResponse, Status> {
         let mut v = Violations::new();
@@ -39,7 +41,7 @@ impl Webhooks {
             _ => return Err(v.into_status()),
         };
         for _ in 0..UPDATE_TRIES {
-            let current = self.stored_endpoint(id).await?;
+            let current = self.stored_endpoint(caller, id).await?;
             let mut v = Violations::new();
             if current.is_inline {
                 let problem =
@@ -55,7 +57,7 @@ impl Webhooks {
                     return Ok(proto::RotateSecretResponse {
                         secret: rotation.secret.expose().to_owned(),
                         previous_expire_time: Some(to_timestamp(previous)),
-                        endpoint: Some(to_proto(self.stored_endpoint(id).await?)),
+                        endpoint: Some(to_proto(self.stored_endpoint(caller, id).await?, caller)),
                     });
                 }
                 Err(RotateError::VersionMoved) => {}

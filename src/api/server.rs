@@ -1,6 +1,5 @@
 //! The gRPC server: its port, its bounds, the services on it, and how it ends.
 
-use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,14 +10,16 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic_web::GrpcWebLayer;
-use tower_http::cors::{AllowOrigin, Any, CorsLayer};
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
+use super::auth::{CallerLimits, ClientRule, Door, Guard, Mode};
 use super::connection::{self, AGE_MAX};
 use super::health::Health;
 use super::limits::MessageLimits;
 use super::proto;
 use super::proto::webhook_service_server::WebhookServiceServer;
 use super::service::Webhooks;
+use super::tls::{self, Tls};
 use crate::domain::address::EgressRules;
 use crate::domain::cloudevents::SourceTemplate;
 use crate::egress::Egress;
@@ -38,6 +39,36 @@ pub struct Config {
     pub cloudevents_source: SourceTemplate,
     /// Whether server reflection is on.
     pub reflection: bool,
+    /// Who is let in.
+    pub edge: Edge,
+}
+
+/// Who is let in, and with how much.
+#[derive(Debug, Clone)]
+pub struct Edge {
+    /// How callers show who they are.
+    pub auth: Mode,
+    /// Who calls with which certificate.
+    pub clients: Vec<ClientRule>,
+    /// What one credential may have.
+    pub caller_limits: CallerLimits,
+    /// Connections of one address at once.
+    pub connections_per_address_max: u32,
+    /// The certificate that is served with; `None` for plain text.
+    pub tls: Option<tls::Config>,
+}
+
+/// Nobody is asked who they are, in plain text.
+impl Default for Edge {
+    fn default() -> Self {
+        Self {
+            auth: Mode::None,
+            clients: Vec::new(),
+            caller_limits: CallerLimits { requests_per_second: 0, calls: 4_096, streams: 100 },
+            connections_per_address_max: 1_024,
+            tls: None,
+        }
+    }
 }
 
 /// What the calls work on.
@@ -71,21 +102,20 @@ const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 /// How long a shutdown waits for calls under way; a caller that does not read its answer holds nothing up.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
 
-/// Takes the port, so that the caller knows it before anything is served.
-pub async fn bind(config: &Config) -> io::Result<TcpListener> {
-    TcpListener::bind(config.grpc_addr).await
-}
-
 /// Serves until `shutdown`, then until the calls under way have ended (10 s at most). `health` turns SERVING here and
 /// NOT_SERVING with the shutdown; open streams end with UNAVAILABLE.
 pub async fn serve(
     listener: TcpListener,
+    tls: Option<Tls>,
     services: Services,
     config: Config,
     health: Health,
     shutdown: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
     let limits = MessageLimits { payload_bytes_max: config.payload_bytes_max };
+    let edge = &config.edge;
+    let door = Door::new(edge.auth, &edge.clients, edge.caller_limits, &services.store, &shutdown);
+    let incoming = connection::incoming(listener, tls, edge.connections_per_address_max, shutdown.clone());
     let server = Server::builder()
         .max_concurrent_streams(STREAMS_MAX)
         .http2_max_header_list_size(HEADER_LIST_BYTES_MAX)
@@ -99,9 +129,10 @@ pub async fn serve(
         .accept_http1(true)
         .layer(cors())
         .layer(GrpcWebLayer::new())
+        .layer(Guard(door))
         .layer(limits)
         .add_routes(routes(services, config, limits, &health, &shutdown))
-        .serve_with_incoming_shutdown(connection::incoming(listener), shutdown.clone().cancelled_owned());
+        .serve_with_incoming_shutdown(incoming, shutdown.clone().cancelled_owned());
     health.set_serving(true).await;
     let patience = async {
         shutdown.cancelled().await;
@@ -153,7 +184,8 @@ fn cors() -> CorsLayer {
     let exposed = ["grpc-status", "grpc-message", "grpc-status-details-bin"].map(HeaderName::from_static);
     CorsLayer::new()
         .allow_origin(AllowOrigin::predicate(|origin, _| is_loopback(origin)))
-        .allow_headers(Any)
+        // Not `*`: that names every header but `authorization`.
+        .allow_headers(AllowHeaders::mirror_request())
         .allow_methods([Method::POST])
         .expose_headers(exposed)
         .max_age(Duration::from_secs(24 * 3600))

@@ -6,6 +6,8 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
+use super::auth::admitted;
+use super::connection::ConnectionInfo;
 use super::proto::webhook_service_server::WebhookService;
 use super::proto::*;
 use super::replays::ReplayStream;
@@ -45,67 +47,83 @@ type Answer<T> = Result<Response<T>, Status>;
 #[tonic::async_trait]
 impl WebhookService for Webhooks {
     async fn register_endpoint(&self, request: Request<RegisterEndpointRequest>) -> Answer<RegisterEndpointResponse> {
-        self.register(request.into_inner()).await.map(Response::new)
+        let (caller, request) = admitted(request)?;
+        self.register(&caller, request).await.map(Response::new)
     }
 
     async fn get_endpoint(&self, request: Request<GetEndpointRequest>) -> Answer<GetEndpointResponse> {
-        self.endpoint(request.into_inner()).await.map(Response::new)
+        let (caller, request) = admitted(request)?;
+        self.endpoint(&caller, request).await.map(Response::new)
     }
 
     async fn list_endpoints(&self, request: Request<ListEndpointsRequest>) -> Answer<ListEndpointsResponse> {
-        self.list_endpoints_page(request.into_inner()).await.map(Response::new)
+        let (caller, request) = admitted(request)?;
+        self.list_endpoints_page(&caller, request).await.map(Response::new)
     }
 
     async fn update_endpoint(&self, request: Request<UpdateEndpointRequest>) -> Answer<UpdateEndpointResponse> {
-        self.update(request.into_inner()).await.map(Response::new)
+        let (caller, request) = admitted(request)?;
+        self.update(&caller, request).await.map(Response::new)
     }
 
     async fn delete_endpoint(&self, request: Request<DeleteEndpointRequest>) -> Answer<DeleteEndpointResponse> {
-        self.delete(request.into_inner()).await.map(Response::new)
+        let (caller, request) = admitted(request)?;
+        self.delete(&caller, request).await.map(Response::new)
     }
 
     async fn pause_endpoint(&self, request: Request<PauseEndpointRequest>) -> Answer<PauseEndpointResponse> {
-        self.pause(request.into_inner()).await.map(Response::new)
+        let (caller, request) = admitted(request)?;
+        self.pause(&caller, request).await.map(Response::new)
     }
 
     async fn resume_endpoint(&self, request: Request<ResumeEndpointRequest>) -> Answer<ResumeEndpointResponse> {
-        self.resume(request.into_inner()).await.map(Response::new)
+        let (caller, request) = admitted(request)?;
+        self.resume(&caller, request).await.map(Response::new)
     }
 
     async fn rotate_secret(&self, request: Request<RotateSecretRequest>) -> Answer<RotateSecretResponse> {
-        self.rotate(request.into_inner()).await.map(Response::new)
+        let (caller, request) = admitted(request)?;
+        self.rotate(&caller, request).await.map(Response::new)
     }
 
     async fn test_endpoint(&self, request: Request<TestEndpointRequest>) -> Answer<TestEndpointResponse> {
-        self.test(request.into_inner()).await.map(Response::new)
+        let (caller, request) = admitted(request)?;
+        self.test(&caller, request).await.map(Response::new)
     }
 
     async fn publish(&self, request: Request<PublishRequest>) -> Answer<PublishResponse> {
-        self.publish_one(request.into_inner()).await.map(Response::new)
+        let (caller, request) = admitted(request)?;
+        self.publish_one(&caller, request).await.map(Response::new)
     }
 
     async fn publish_batch(&self, request: Request<PublishBatchRequest>) -> Answer<PublishBatchResponse> {
-        self.publish_many(request.into_inner()).await.map(Response::new)
+        let (caller, request) = admitted(request)?;
+        self.publish_many(&caller, request).await.map(Response::new)
     }
 
     async fn get_event(&self, request: Request<GetEventRequest>) -> Answer<GetEventResponse> {
-        self.event(request.into_inner()).await.map(Response::new)
+        let (caller, request) = admitted(request)?;
+        self.event(&caller, request).await.map(Response::new)
     }
 
     async fn get_delivery(&self, request: Request<GetDeliveryRequest>) -> Answer<GetDeliveryResponse> {
-        self.delivery(request.into_inner()).await.map(Response::new)
+        let (caller, request) = admitted(request)?;
+        self.delivery(&caller, request).await.map(Response::new)
     }
 
     async fn list_deliveries(&self, request: Request<ListDeliveriesRequest>) -> Answer<ListDeliveriesResponse> {
-        self.list_deliveries_page(request.into_inner()).await.map(Response::new)
+        let (caller, request) = admitted(request)?;
+        self.list_deliveries_page(&caller, request).await.map(Response::new)
     }
 
     async fn retry_delivery(&self, request: Request<RetryDeliveryRequest>) -> Answer<RetryDeliveryResponse> {
-        self.retry(request.into_inner()).await.map(Response::new)
+        let (caller, request) = admitted(request)?;
+        self.retry(&caller, request).await.map(Response::new)
     }
 
     async fn cancel_delivery(&self, request: Request<CancelDeliveryRequest>) -> Answer<CancelDeliveryResponse> {
-        self.cancel(request.into_inner()).await.map(Response::new)
+        let (caller, request) = admitted(request)?;
+        self.cancel(&caller, request).await.map(Response::new)
     }
 
     type StreamDeliveryEventsStream = EventStream;
@@ -114,53 +132,64 @@ impl WebhookService for Webhooks {
         &self,
         request: Request<StreamDeliveryEventsRequest>,
     ) -> Answer<Self::StreamDeliveryEventsStream> {
-        let (_, extensions, request) = request.into_parts();
-        self.stream_events(request, &extensions).await.map(Response::new)
+        let finish_at = request.extensions().get::<ConnectionInfo>().map(|connection| connection.finish_at);
+        let (caller, request) = admitted(request)?;
+        self.stream_events(&caller, request, finish_at).await.map(Response::new)
     }
 
     async fn list_dead_letters(&self, request: Request<ListDeadLettersRequest>) -> Answer<ListDeadLettersResponse> {
-        self.list_dead_letters_page(request.into_inner()).await.map(Response::new)
+        let (caller, request) = admitted(request)?;
+        self.list_dead_letters_page(&caller, request).await.map(Response::new)
     }
 
     async fn delete_dead_letters(
         &self,
         request: Request<DeleteDeadLettersRequest>,
     ) -> Answer<DeleteDeadLettersResponse> {
-        self.delete_dead_letters_of(request.into_inner()).await.map(Response::new)
+        let (caller, request) = admitted(request)?;
+        self.delete_dead_letters_of(&caller, request).await.map(Response::new)
     }
 
     async fn list_alerts(&self, request: Request<ListAlertsRequest>) -> Answer<ListAlertsResponse> {
-        self.list_alerts_page(request.into_inner()).await.map(Response::new)
+        let (caller, request) = admitted(request)?;
+        self.list_alerts_page(&caller, request).await.map(Response::new)
     }
 
     async fn acknowledge_alert(&self, request: Request<AcknowledgeAlertRequest>) -> Answer<AcknowledgeAlertResponse> {
-        self.acknowledge(request.into_inner()).await.map(Response::new)
+        let (caller, request) = admitted(request)?;
+        self.acknowledge(&caller, request).await.map(Response::new)
     }
 
     async fn start_replay(&self, request: Request<StartReplayRequest>) -> Answer<StartReplayResponse> {
-        self.start(request.into_inner()).await.map(Response::new)
+        let (caller, request) = admitted(request)?;
+        self.start(&caller, request).await.map(Response::new)
     }
 
     async fn get_replay(&self, request: Request<GetReplayRequest>) -> Answer<GetReplayResponse> {
-        self.replay(request.into_inner()).await.map(Response::new)
+        let (caller, request) = admitted(request)?;
+        self.replay(&caller, request).await.map(Response::new)
     }
 
     async fn list_replays(&self, request: Request<ListReplaysRequest>) -> Answer<ListReplaysResponse> {
-        self.list_replays_page(request.into_inner()).await.map(Response::new)
+        let (caller, request) = admitted(request)?;
+        self.list_replays_page(&caller, request).await.map(Response::new)
     }
 
     async fn cancel_replay(&self, request: Request<CancelReplayRequest>) -> Answer<CancelReplayResponse> {
-        self.cancel_replay_of(request.into_inner()).await.map(Response::new)
+        let (caller, request) = admitted(request)?;
+        self.cancel_replay_of(&caller, request).await.map(Response::new)
     }
 
     type StreamReplayStream = ReplayStream;
 
     async fn stream_replay(&self, request: Request<StreamReplayRequest>) -> Answer<Self::StreamReplayStream> {
-        let (_, extensions, request) = request.into_parts();
-        self.stream_progress(request, &extensions).await.map(Response::new)
+        let finish_at = request.extensions().get::<ConnectionInfo>().map(|connection| connection.finish_at);
+        let (caller, request) = admitted(request)?;
+        self.stream_progress(&caller, request, finish_at).await.map(Response::new)
     }
 
     async fn get_stats(&self, request: Request<GetStatsRequest>) -> Answer<GetStatsResponse> {
-        self.stats(request.into_inner()).await.map(Response::new)
+        let (caller, request) = admitted(request)?;
+        self.stats(&caller, request).await.map(Response::new)
     }
 }

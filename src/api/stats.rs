@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use tonic::Status;
 
+use super::auth::Caller;
+use super::convert::Violations;
 use super::convert::time::{from_duration, to_duration};
-use super::convert::{self, Violations};
 use super::proto;
 use super::service::Webhooks;
 use crate::domain::Problem;
@@ -16,9 +17,13 @@ const WINDOW_MAX: Duration = Duration::from_secs(30 * 86_400);
 
 impl Webhooks {
     /// Figures of a tenant, or of all.
-    pub(super) async fn stats(&self, request: proto::GetStatsRequest) -> Result<proto::GetStatsResponse, Status> {
+    pub(super) async fn stats(
+        &self,
+        caller: &Caller,
+        request: proto::GetStatsRequest,
+    ) -> Result<proto::GetStatsResponse, Status> {
         let mut v = Violations::new();
-        let tenant = v.take("tenant", convert::tenants(&request.tenant));
+        let tenant = caller.tenants("tenant", &request.tenant, &mut v);
         let window = v.take("window", window(request.window.as_ref()));
         let (Some(tenant), Some(window)) = (tenant, window) else { return Err(v.into_status()) };
         Ok(to_proto(self.services.store.figures(tenant.as_ref(), window).await?))

@@ -1,6 +1,7 @@
 //! The one place where an error becomes a gRPC status: its code, its reason, its `google.rpc` details.
 //!
-//! The table is that of the contract. What went wrong inside goes to the log, once, and never to the caller.
+//! The table is that of the contract, and this file is long because all of it stands here. What went wrong inside goes to
+//! the log, once, and never to the caller.
 
 use std::collections::HashMap;
 use std::fmt::Display;
@@ -11,6 +12,7 @@ use tonic::body::Body;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
+use crate::domain::access::{Need, Role, roles_for};
 use crate::domain::id::{AlertId, DeliveryId, EndpointId, EventId, ReplayId};
 use crate::store::{self, CancelRefused, PublishError, RegisterError, RetryRefused, StartReplayError, UpdateError};
 
@@ -110,6 +112,36 @@ pub(super) fn etag_mismatch(id: EndpointId) -> Status {
 pub(super) fn keeps_changing(id: EndpointId) -> Status {
     let message = format!("{id} kept changing while it was updated; try again");
     refusal(Code::Aborted, "ETAG_MISMATCH", message, ErrorDetails::with_retry_info(Some(RETRY_DELAY)))
+}
+
+/// The call came without what would tell who makes it.
+pub(super) fn credential_missing(what: &str) -> Status {
+    let message = format!("the call has no credential; it needs {what}");
+    refusal(Code::Unauthenticated, "CREDENTIAL_MISSING", message, ErrorDetails::new())
+}
+
+/// What the call came with is not, or no longer, valid. Which of them is not told: whoever guesses learns nothing.
+pub(super) fn credential_invalid() -> Status {
+    let message = "the credential is unknown, wrong, expired or revoked";
+    refusal(Code::Unauthenticated, "CREDENTIAL_INVALID", message, ErrorDetails::new())
+}
+
+/// The caller's role is not enough.
+pub(super) fn role_required(method: &str, need: Need, role: Role) -> Status {
+    let message = format!("{method} needs the role {}; the caller has {role}", roles_for(need));
+    refusal(Code::PermissionDenied, "ROLE_REQUIRED", message, ErrorDetails::new())
+}
+
+/// The caller named a tenant that is not theirs.
+pub(super) fn tenant_denied(tenant: &str) -> Status {
+    let message = format!("the caller may not act for the tenant {tenant}");
+    refusal(Code::PermissionDenied, "TENANT_DENIED", message, ErrorDetails::new())
+}
+
+/// The call took longer than it may.
+pub(super) fn deadline_exceeded(limit: Duration) -> Status {
+    let message = format!("the call was given up after {} s; whether it had an effect is not known", limit.as_secs());
+    refusal(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", message, ErrorDetails::new())
 }
 
 /// Why an endpoint was not registered.
@@ -238,7 +270,11 @@ pub(super) fn too_many_tests() -> Status {
 }
 
 fn quota(subject: &str, message: &str) -> Status {
-    let mut details = ErrorDetails::with_retry_info(Some(RETRY_DELAY));
+    quota_until(subject, message, RETRY_DELAY)
+}
+
+fn quota_until(subject: &str, message: &str, wait: Duration) -> Status {
+    let mut details = ErrorDetails::with_retry_info(Some(wait));
     details.add_quota_failure_violation(subject, message);
     refusal(Code::ResourceExhausted, "QUOTA", message, details)
 }
@@ -257,6 +293,26 @@ pub(super) fn resume_token_expired() -> Status {
     let message = "resume_token is older than what is kept, or from before the database was replaced; \
                    begin anew, with start_time for what is kept";
     refusal(Code::OutOfRange, "RESUME_TOKEN_EXPIRED", message, ErrorDetails::new())
+}
+
+/// A caller's calls begin faster than they may.
+pub(super) fn too_many_requests(wait: Duration) -> Status {
+    quota_until("requests_per_second", "the caller's calls begin faster than they may", wait)
+}
+
+/// A caller, or all of them, have as many calls under way as may be.
+pub(super) fn too_many_calls() -> Status {
+    quota("calls", "as many calls are under way as may be")
+}
+
+/// A caller has as many streams open as may be.
+pub(super) fn too_many_streams_of_caller() -> Status {
+    quota("streams_per_key", "the caller has as many streams open as may be")
+}
+
+/// As many unknown keys are being looked for as may be.
+pub(super) fn too_many_lookups() -> Status {
+    quota("credentials", "as many unknown keys are being looked for as may be")
 }
 
 /// The reader of a stream is too slow.
@@ -322,6 +378,14 @@ mod tests {
         check(&payload_too_large(2, 1), ResourceExhausted, "PAYLOAD_TOO_LARGE");
         check(&cancel_refused(CancelRefused::Settled, delivery), FailedPrecondition, "DELIVERY_SETTLED");
         check(&draining(), Unavailable, "DRAINING");
+        check(&credential_missing("a key"), Unauthenticated, "CREDENTIAL_MISSING");
+        check(&credential_invalid(), Unauthenticated, "CREDENTIAL_INVALID");
+        check(&role_required("Publish", Need::Publish, Role::Viewer), PermissionDenied, "ROLE_REQUIRED");
+        check(&tenant_denied("shop"), PermissionDenied, "TENANT_DENIED");
+        let fast = too_many_requests(Duration::from_millis(250));
+        check(&fast, ResourceExhausted, "QUOTA");
+        assert_eq!(fast.get_details_retry_info().expect("RetryInfo").retry_delay, Some(Duration::from_millis(250)));
+        assert!(fast.get_details_quota_failure().is_some());
         let full: Status = PublishError::QueueFull.into();
         check(&full, ResourceExhausted, "QUEUE_FULL");
         assert!(full.get_details_retry_info().is_some() && full.get_details_quota_failure().is_some());

@@ -11,9 +11,10 @@ use futures::stream::{self, BoxStream};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
-use tonic::{Extensions, Status};
+use tonic::Status;
 
-use super::connection::{AGE_MAX, ConnectionInfo};
+use super::auth::Caller;
+use super::connection::AGE_MAX;
 use super::convert::time::{from_timestamp, to_timestamp};
 use super::convert::{self, FILTER_PATTERNS_MAX, FILTER_VALUES_MAX, Violations, delivery};
 use super::proto::stream_delivery_events_request::From;
@@ -40,10 +41,11 @@ impl Webhooks {
     /// Opens a stream: from its start on, nothing is missed when this answers.
     pub(super) async fn stream_events(
         &self,
+        caller: &Caller,
         request: StreamDeliveryEventsRequest,
-        extensions: &Extensions,
+        finish_at: Option<Instant>,
     ) -> Result<EventStream, Status> {
-        let (filter, start) = read_request(request)?;
+        let (filter, start) = read_request(caller, request)?;
         let place = Arc::clone(&self.streams).try_acquire_owned().map_err(|_| status::too_many_streams())?;
         let subscribing = timeout(SUBSCRIBE_MAX, self.services.live.subscribe(filter, start));
         let subscription = tokio::select! {
@@ -57,7 +59,7 @@ impl Webhooks {
             heartbeats,
             store: Arc::clone(&self.services.store),
             shutdown: self.shutdown.clone(),
-            finish_at: extensions.get::<ConnectionInfo>().map_or_else(|| Instant::now() + AGE_MAX, |it| it.finish_at),
+            finish_at: finish_at.unwrap_or_else(|| Instant::now() + AGE_MAX),
             _place: place,
         };
         Ok(feed.into_stream())
@@ -119,7 +121,7 @@ fn ended(end: Ended) -> Status {
     }
 }
 
-fn read_request(request: StreamDeliveryEventsRequest) -> Result<(Filter, Start), Status> {
+fn read_request(caller: &Caller, request: StreamDeliveryEventsRequest) -> Result<(Filter, Start), Status> {
     let mut v = Violations::new();
     let start = match &request.from {
         None => Some(Start::Now),
@@ -127,7 +129,7 @@ fn read_request(request: StreamDeliveryEventsRequest) -> Result<(Filter, Start),
         Some(From::ResumeToken(token)) => Some(Start::Token(token.clone())),
         Some(From::StartTime(time)) => v.take("start_time", from_timestamp(time)).map(Start::Time),
     };
-    let tenant = v.take("tenant", convert::tenants(&request.tenant));
+    let tenant = caller.tenants("tenant", &request.tenant, &mut v);
     let endpoints = v.take_all("endpoint_ids", &request.endpoint_ids, FILTER_VALUES_MAX, str::parse::<EndpointId>);
     let event_types = v.take_all("event_types", &request.event_types, FILTER_PATTERNS_MAX, EventPattern::parse);
     let event = v.take("event_id", convert::optional_id(&request.event_id));
@@ -148,6 +150,7 @@ fn read_request(request: StreamDeliveryEventsRequest) -> Result<(Filter, Start),
 mod tests {
     use tonic::Code;
 
+    use super::super::auth::admin;
     use super::super::convert::tests::refused;
     use super::*;
 
@@ -159,12 +162,12 @@ mod tests {
             from: Some(From::StartTime(prost_types::Timestamp { seconds: 0, nanos: -1 })),
             ..StreamDeliveryEventsRequest::default()
         };
-        let (code, mut paths) = refused(&read_request(bad).expect_err("bad"));
+        let (code, mut paths) = refused(&read_request(&admin(), bad).expect_err("bad"));
         paths.sort_unstable();
         assert_eq!(
             (code, paths),
             (Code::InvalidArgument, ["endpoint_ids[0]", "kinds[0]", "start_time"].map(str::to_owned).to_vec())
         );
-        assert!(matches!(read_request(StreamDeliveryEventsRequest::default()), Ok((_, Start::Now))));
+        assert!(matches!(read_request(&admin(), StreamDeliveryEventsRequest::default()), Ok((_, Start::Now))));
     }
 }

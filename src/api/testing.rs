@@ -5,7 +5,9 @@
 use bytes::Bytes;
 use tonic::Status;
 
+use super::auth::Caller;
 use super::convert::delivery::attempt_to_proto;
+use super::convert::endpoint::REDACTED;
 use super::convert::event::check_json;
 use super::convert::{Violations, optional_event_type};
 use super::service::Webhooks;
@@ -30,6 +32,7 @@ impl Webhooks {
     /// Sends one request to an endpoint, whatever its state, and answers with what came of it.
     pub(super) async fn test(
         &self,
+        caller: &Caller,
         request: proto::TestEndpointRequest,
     ) -> Result<proto::TestEndpointResponse, Status> {
         let mut v = Violations::new();
@@ -44,13 +47,13 @@ impl Webhooks {
             (Some(id), Some(event_type)) if v.is_empty() => (id, event_type),
             _ => return Err(v.into_status()),
         };
-        let endpoint = self.stored_endpoint(id).await?;
+        let endpoint = self.stored_endpoint(caller, id).await?;
         let lane = self.services.store.lane_endpoints(&[id]).await?.pop();
         let lane = lane.ok_or_else(|| status::endpoint_not_found(id))?;
         let _room = self.tests.try_acquire().map_err(|_| status::too_many_tests())?;
         let event_type = event_type.unwrap_or_else(|| EVENT_TYPE_DEFAULT.to_owned());
         let event = self.test_event(&endpoint, event_type, payload);
-        let attempt = self.send_test(&endpoint, &lane, &event).await.map_err(|problem| unsendable(&problem))?;
+        let attempt = self.send_test(caller, &endpoint, &lane, &event).await.map_err(|problem| unsendable(&problem))?;
         Ok(proto::TestEndpointResponse { attempt: Some(attempt) })
     }
 
@@ -71,6 +74,7 @@ impl Webhooks {
 
     async fn send_test(
         &self,
+        caller: &Caller,
         endpoint: &Endpoint,
         lane: &LaneEndpoint,
         event: &Event,
@@ -103,7 +107,11 @@ impl Webhooks {
             next_attempt_time: None,
             replica_id: store.replica().to_owned(),
         };
-        let request_headers = sent.into_iter().map(|(name, value)| proto::Header { name, value }).collect();
+        let shown = |(name, value): (String, String)| match lane.headers.has(&name) && !caller.sees_secrets() {
+            true => proto::Header { name, value: REDACTED.to_owned() },
+            false => proto::Header { name, value },
+        };
+        let request_headers = sent.into_iter().map(shown).collect();
         Ok(proto::Attempt { request_headers, ..attempt_to_proto(attempt) })
     }
 }

@@ -6,6 +6,7 @@ pub mod bench;
 pub mod demo;
 pub mod dev;
 pub mod health;
+pub mod key;
 pub mod listen;
 pub mod migrate;
 pub mod postgres;
@@ -53,6 +54,7 @@ enum Command {
     Serve(Box<serve::Args>),
     Migrate(migrate::Args),
     Health(health::Args),
+    Key(Box<key::Args>),
     Listen(Box<listen::Args>),
     Verify(Box<verify::Args>),
     Replay(Box<replay::Args>),
@@ -70,6 +72,7 @@ impl Cli {
             Command::Serve(args) => serve::run(*args).await,
             Command::Migrate(args) => migrate::run(args).await,
             Command::Health(args) => health::run(args).await,
+            Command::Key(args) => key::run(*args).await,
             Command::Listen(args) => listen::run(*args).await,
             Command::Verify(args) => verify::run(*args).await,
             Command::Replay(args) => replay::run(*args).await,
@@ -157,6 +160,12 @@ pub fn say(line: &str) -> Result<(), Failure> {
     writeln!(out, "{line}")
         .and_then(|()| out.flush())
         .map_err(|error| Failure::other(format!("standard output: {error}")))
+}
+
+/// Tells people something on standard error.
+pub fn note(line: &str) {
+    // Nobody is left to tell when standard error is closed.
+    let _ = writeln!(io::stderr(), "hooklane: {line}");
 }
 
 /// Catches SIGINT and SIGTERM from this call on; the future ends with the first of them.

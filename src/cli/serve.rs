@@ -19,7 +19,7 @@ use crate::telemetry;
 /// on record, exit code 0. A second signal ends at once.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_long_help = "Example:\n  HOOKLANE_AUTH=none hooklane serve --database-url postgres://hooklane@db/hooklane"
+    after_long_help = "Example:\n  hooklane key create --name me --role admin --all-tenants --database-url postgres://hooklane@db/hooklane\n  hooklane serve --database-url postgres://hooklane@db/hooklane"
 )]
 pub struct Args {
     #[command(flatten)]
@@ -27,11 +27,14 @@ pub struct Args {
     /// The primary, postgres://user:password@host:port/database [env: DATABASE_URL]
     #[arg(long, value_name = "URL")]
     database_url: Option<String>,
+    /// Serve anybody who reaches the port, where `auth` is none and the address is not loopback
+    #[arg(long)]
+    insecure: bool,
 }
 
 /// Runs until a signal.
 pub async fn run(args: Args) -> Result<(), Failure> {
-    let flags = Flags { database_url: args.database_url, ..args.flags };
+    let flags = Flags { database_url: args.database_url, insecure: args.insecure, ..args.flags };
     let config = load(Profile::Serve, &flags)?;
     telemetry::start(&config.telemetry);
     let mut signals = Signals::listen()?;
@@ -68,7 +71,7 @@ pub(super) async fn start(config: Config) -> Result<App, Failure> {
 pub(super) fn start_failure(error: StartError) -> Failure {
     match error {
         StartError::Store(error) => connect_failure(&error),
-        StartError::Bind { .. } => Failure::usage(error.to_string()),
+        StartError::Bind { .. } | StartError::Tls(_) => Failure::usage(error.to_string()),
         StartError::Egress(error) => Failure::internal(error.to_string()),
     }
 }

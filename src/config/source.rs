@@ -24,6 +24,9 @@ pub struct Flags {
     /// The primary, postgres://user:password@host:port/database
     #[arg(skip)]
     pub database_url: Option<String>,
+    /// Whether calls without authentication may come from other machines
+    #[arg(skip)]
+    pub insecure: bool,
 }
 
 /// Everything that is wrong with the settings, one a line.

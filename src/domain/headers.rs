@@ -59,6 +59,11 @@ impl OwnHeaders {
         Self(headers)
     }
 
+    /// Whether one of that name is among them; names have no case.
+    pub fn has(&self, name: &str) -> bool {
+        self.0.keys().any(|own| own.eq_ignore_ascii_case(name))
+    }
+
     /// Names and values.
     pub const fn entries(&self) -> &BTreeMap<String, String> {
         &self.0

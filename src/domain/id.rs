@@ -28,6 +28,11 @@ macro_rules! typed_id {
                 Self(uuid)
             }
 
+            /// Reads the part behind the underscore alone.
+            pub fn from_digits(digits: &str) -> Option<Self> {
+                decode(digits).map(Self)
+            }
+
             /// The UUID as the database stores it.
             pub const fn uuid(self) -> Uuid {
                 self.0
@@ -50,7 +55,7 @@ macro_rules! typed_id {
             type Err = Problem;
 
             fn from_str(text: &str) -> Result<Self, Problem> {
-                text.strip_prefix(concat!($prefix, "_")).and_then(decode).map(Self).ok_or_else(|| {
+                text.strip_prefix(concat!($prefix, "_")).and_then(Self::from_digits).ok_or_else(|| {
                     Problem::new(concat!(
                         "is not an id of this kind; allowed is ",
                         $prefix,
@@ -67,6 +72,7 @@ typed_id!(EventId, "evt", "An event's id, `evt_…`.");
 typed_id!(DeliveryId, "dlv", "A delivery's id, `dlv_…`.");
 typed_id!(ReplayId, "rpl", "A replay's id, `rpl_…`.");
 typed_id!(AlertId, "alr", "An alert's id, `alr_…`.");
+typed_id!(KeyId, "key", "An API key's id, `key_…`.");
 
 /// A UUIDv7 drawn at `now` with 74 bits of the caller's randomness. Source: RFC 9562, section 5.7.
 pub const fn new_uuid(now: Timestamp, random: u128) -> Uuid {

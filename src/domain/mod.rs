@@ -3,8 +3,10 @@
 //! Nothing here does I/O, reads a clock or draws a random number: callers pass `now` and jitter in.
 //! A value that exists has passed its rules; parsing answers with a [`Problem`] in words for the caller.
 
+pub mod access;
 pub mod address;
 pub mod alert;
+pub mod api_key;
 pub mod attempt;
 pub mod body;
 pub mod circuit;

@@ -20,6 +20,7 @@ mod hints;
 mod history;
 mod idempotency;
 mod inline;
+mod keys;
 mod lists;
 mod notes;
 mod operate;
@@ -61,6 +62,7 @@ pub use self::failures::FailurePage;
 pub use self::gates::{Failing, Gates, HeldUp};
 pub use self::hints::Hint;
 pub use self::history::{DeliveryRecord, DeliveryRow, Waits};
+pub use self::keys::{KEYS_MAX, KeyRecord, Keys, NewKey};
 pub use self::lists::DeliveryFilter;
 pub use self::notes::{NAMED_MAX, Note, Work};
 pub use self::operate::{CancelRefused, RetryRefused};
@@ -181,6 +183,11 @@ impl Store {
     /// The database's clock.
     pub const fn clock(&self) -> &DbClock {
         &self.clock
+    }
+
+    /// The API keys.
+    pub fn keys(&self) -> Keys {
+        Keys::over(self.reader.clone())
     }
 
     /// What names this process in attempts.

@@ -15,13 +15,54 @@ async fn empty_database(name: &str) -> String {
 }
 
 #[tokio::test]
-async fn without_a_word_on_authentication_it_does_not_start() {
-    let (code, output, error) = run(&["serve"], &[NOWHERE]).await;
-    assert_eq!((code, output.as_str()), (Some(64), ""));
-    assert!(error.contains("HOOKLANE_AUTH"), "{error}");
+async fn it_does_not_start_open_to_everybody_unless_told_so() {
     let outside = [NOWHERE, ("HOOKLANE_AUTH", "none"), ("HOOKLANE_GRPC_ADDR", "0.0.0.0:0")];
-    let (code, _, error) = run(&["serve"], &outside).await;
-    assert!(code == Some(64) && error.contains("loopback"), "{error}");
+    let (code, output, error) = run(&["serve"], &outside).await;
+    assert_eq!((code, output.as_str()), (Some(64), ""));
+    for part in ["HOOKLANE_AUTH", "0.0.0.0:0", "loopback", "--insecure"] {
+        assert!(error.contains(part), "{part} in {error}");
+    }
+    // Then it gets as far as the database, which is not there.
+    for (arguments, settings) in [(&["serve", "--insecure"][..], &outside[..]), (&["serve"], &[NOWHERE, outside[2]])] {
+        let (code, _, error) = run(arguments, settings).await;
+        assert_eq!(code, Some(69), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn keys_are_made_listed_and_revoked_from_the_command_line() {
+    let url = empty_database("keys").await;
+    let settings = [("DATABASE_URL", url.as_str())];
+    let create = ["key", "create", "--name", "shop", "--role", "publisher", "--tenant", "shop", "--expires", "90d"];
+    let (code, key, error) = run(&create, &settings).await;
+    assert!(code == Some(0) && key.starts_with("hlk_") && key.lines().count() == 1, "{error}");
+    let id = error.split_whitespace().find(|word| word.starts_with("key_")).expect("an id").to_owned();
+    let list = async |more: &[&str]| {
+        let (code, output, error) = run(&[&["key", "list"], more].concat(), &settings).await;
+        assert_eq!(code, Some(0), "{error}");
+        output
+    };
+    let table = list(&[]).await;
+    let row = table.lines().nth(1).expect("a row");
+    for part in [id.as_str(), "shop", "publisher", "live", "never"] {
+        assert!(row.contains(part), "{part} in {table}");
+    }
+    let shown: serde_json::Value = serde_json::from_str(&list(&["--json"]).await).expect("JSON");
+    assert_eq!((&shown["id"], &shown["state"]), (&id.as_str().into(), &"live".into()));
+    let (code, output, _) = run(&["key", "revoke", &id], &settings).await;
+    assert_eq!((code, output), (Some(0), format!("{id} is revoked\n")));
+    assert_eq!(list(&[]).await.lines().count(), 1, "live ones alone");
+    assert!(list(&["--all"]).await.contains("revoked"));
+    for (arguments, expected) in [
+        (&["key", "revoke", "key_01h455vb4pex5vsknk084sn02q"][..], 1),
+        (&["key", "revoke", "shop"], 64),
+        (&["key", "create", "--name", "x", "--role", "king", "--all-tenants"], 64),
+        (&["key", "create", "--name", "x", "--role", "admin"], 64),
+        (&["key", "create", "--name", "x", "--role", "admin", "--tenant", "a", "--all-tenants"], 64),
+    ] {
+        let (code, output, error) = run(arguments, &settings).await;
+        assert_eq!((code, output.as_str()), (Some(expected), ""), "{arguments:?} {error}");
+    }
 }
 
 #[tokio::test]

@@ -2,6 +2,8 @@
 //!
 //! Here is what the groups of tests below share: a running service, its client, and what a refusal tells.
 
+mod abuse;
+mod access;
 mod alerting;
 mod dead_letters;
 mod delivering;
@@ -11,6 +13,7 @@ mod filtering;
 mod gating;
 mod history;
 mod inline;
+mod keys;
 mod limits;
 mod ordered_replays;
 mod ordering;
@@ -26,6 +29,7 @@ mod secrets;
 mod stats;
 mod streaming;
 mod testing;
+mod tls;
 mod unbuilt;
 mod verifying;
 

@@ -1,11 +1,12 @@
 //! Endpoints between the contract's form and ours: what a caller decides, checked, and what everybody is shown.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use super::mask::Mask;
 use super::time::{from_duration, to_duration, to_timestamp};
 use super::{Violations, gates, retry, undefined};
+use crate::api::auth::Caller;
 use crate::api::proto;
 use crate::domain::Problem;
 use crate::domain::address::EgressRules;
@@ -257,19 +258,24 @@ pub(in crate::api) fn secret_does_not_fit(former: SignatureScheme, wanted: Signa
     })
 }
 
-/// An endpoint as callers see it, with the values that are in effect.
-pub(in crate::api) fn to_proto(endpoint: Endpoint) -> proto::Endpoint {
+/// What stands in place of a value that is a secret to the caller.
+pub(in crate::api) const REDACTED: &str = "[redacted]";
+
+/// An endpoint as a caller sees it, with the values that are in effect. Its headers' values and the credentials and
+/// query of its URL are for admins.
+pub(in crate::api) fn to_proto(endpoint: Endpoint, caller: &Caller) -> proto::Endpoint {
+    let sees_secrets = caller.sees_secrets();
     let Endpoint { id, tenant, spec, state, version, create_time, update_time, health, .. } = endpoint;
     proto::Endpoint {
         id: id.to_string(),
         tenant: tenant.to_string(),
-        url: spec.url.as_str().to_owned(),
+        url: if sees_secrets { spec.url.as_str().to_owned() } else { spec.url.redacted() },
         description: spec.description,
         event_types: spec.event_types.iter().map(EventPattern::to_string).collect(),
         filter: spec.filter.as_ref().map(|filter| filter.as_str().to_owned()).unwrap_or_default(),
         signature_scheme: i32::from(spec.signature_scheme.number()),
         payload_format: i32::from(spec.payload_format.number()),
-        headers: spec.headers.entries().clone().into_iter().collect(),
+        headers: headers(&spec.headers, sees_secrets),
         retry_policy: spec.retry_policy.as_ref().map(retry::to_proto),
         event_retry_policies: spec.event_retry_policies.iter().map(retry::event_to_proto).collect(),
         timeout: Some(to_duration(spec.timeout)),
@@ -296,6 +302,11 @@ pub(in crate::api) fn to_proto(endpoint: Endpoint) -> proto::Endpoint {
         etag: version.to_string(),
         ..proto::Endpoint::default()
     }
+}
+
+fn headers(own: &OwnHeaders, sees_secrets: bool) -> HashMap<String, String> {
+    let shown = |value: &String| if sees_secrets { value.clone() } else { REDACTED.to_owned() };
+    own.entries().iter().map(|(name, value)| (name.clone(), shown(value))).collect()
 }
 
 fn secret_info(info: SecretInfo) -> proto::SecretInfo {

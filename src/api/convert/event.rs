@@ -11,12 +11,13 @@ use super::endpoint::Patch;
 use super::mask::Mask;
 use super::time::to_timestamp;
 use super::{Violations, schedule};
+use crate::api::auth::Caller;
 use crate::api::proto::publish_request::Body;
 use crate::api::server::Config;
 use crate::api::{proto, status};
 use crate::domain::Problem;
 use crate::domain::event::{Event, InlineEndpoint, NewEvent};
-use crate::domain::fields::{ContentType, Tenant, parse_key, parse_map};
+use crate::domain::fields::{ContentType, parse_key, parse_map};
 use crate::domain::id::EndpointId;
 use crate::domain::pattern::EventType;
 use crate::domain::secret::Secret;
@@ -29,6 +30,7 @@ const JSON_DEPTH_MAX: usize = 128;
 
 /// Checks an event that a caller wants published at `now`, by the database's clock.
 pub(in crate::api) fn from_proto(
+    caller: &Caller,
     request: proto::PublishRequest,
     config: &Config,
     now: Timestamp,
@@ -37,9 +39,9 @@ pub(in crate::api) fn from_proto(
     let schedule = schedule::from_proto(&request, now, &mut v);
     let inline_endpoint = match &request.inline_endpoint {
         None => Some(None),
-        Some(given) => inline_endpoint(given, &request, config, &mut v).map(|inline| Some(Arc::new(inline))),
+        Some(given) => inline_endpoint(caller, given, &request, config, &mut v).map(|inline| Some(Arc::new(inline))),
     };
-    let tenant = v.take("tenant", Tenant::parse(&request.tenant));
+    let tenant = caller.tenant("tenant", &request.tenant, &mut v);
     let event_type = v.take("event_type", EventType::parse(&request.event_type));
     let content_type = v.take("content_type", ContentType::parse(&request.content_type));
     let idempotency_key = v.take("idempotency_key", parse_key(&request.idempotency_key));
@@ -92,6 +94,7 @@ pub(in crate::api) fn from_proto(
 /// Checks the endpoint that comes with an event: all that an endpoint may have, but for what chooses among events, and
 /// what would name it.
 fn inline_endpoint(
+    caller: &Caller,
     given: &proto::InlineEndpoint,
     request: &proto::PublishRequest,
     config: &Config,
@@ -106,7 +109,7 @@ fn inline_endpoint(
             v.invalid("endpoint", Problem::new("is unset; it is required"));
             return None;
         };
-        if !endpoint.tenant.is_empty() && endpoint.tenant != request.tenant {
+        if caller.meant(&endpoint.tenant) != caller.meant(&request.tenant) && !endpoint.tenant.is_empty() {
             v.invalid("endpoint.tenant", Problem::new("is another tenant than the event's; leave it unset"));
         }
         for (path, is_set) in [
@@ -231,8 +234,9 @@ mod tests {
             egress_rules: EgressRules::default(),
             cloudevents_source: SourceTemplate::default(),
             reflection: false,
+            edge: crate::api::Edge::default(),
         };
-        from_proto(request, &config, NOW, Violations::new())
+        from_proto(&crate::api::auth::admin(), request, &config, NOW, Violations::new())
     }
 
     #[test]

@@ -20,7 +20,6 @@ use tonic::Status;
 
 use super::status;
 use crate::domain::Problem;
-use crate::domain::fields::Tenant;
 use crate::domain::pattern::EventPattern;
 
 /// The bad fields of one request, and those that are not built yet.
@@ -32,6 +31,8 @@ pub(super) struct Violations {
     inside: Option<&'static str>,
     invalid: Vec<(String, String)>,
     unbuilt: Vec<String>,
+    /// A tenant that the caller may not act for.
+    denied: Option<String>,
 }
 
 impl Violations {
@@ -63,6 +64,11 @@ impl Violations {
     pub(super) fn unbuilt(&mut self, path: impl Into<Cow<'static, str>>) {
         let path = self.path(path.into());
         self.unbuilt.push(path);
+    }
+
+    /// Notes that the request names a tenant that is not its caller's.
+    pub(super) fn deny_tenant(&mut self, tenant: &str) {
+        self.denied.get_or_insert_with(|| tenant.to_owned());
     }
 
     /// Notes a field as not built yet, if it is set.
@@ -123,12 +129,15 @@ impl Violations {
 
     /// Whether nothing was noted.
     pub(super) const fn is_empty(&self) -> bool {
-        self.invalid.is_empty() && self.unbuilt.is_empty()
+        self.invalid.is_empty() && self.unbuilt.is_empty() && self.denied.is_none()
     }
 
-    /// The status of a request with at least one violation. What is wrong comes before what is missing here.
+    /// The status of a request with at least one violation. What the caller may not do comes first, and what is wrong
+    /// before what is missing here.
     pub(super) fn into_status(self) -> Status {
-        if self.invalid.is_empty() {
+        if let Some(tenant) = self.denied {
+            status::tenant_denied(&tenant)
+        } else if self.invalid.is_empty() {
             status::unbuilt_fields(self.unbuilt)
         } else {
             status::invalid_fields(self.invalid)
@@ -162,11 +171,6 @@ pub(super) fn sole<T>(path: &'static str, parsed: Result<T, Problem>) -> Result<
     parsed.map_err(|problem| status::invalid_fields(vec![(path.to_owned(), problem.to_string())]))
 }
 
-/// Whose things a list or stream shows: `*` means everybody's, as `None`.
-pub(super) fn tenants(text: &str) -> Result<Option<Tenant>, Problem> {
-    if text == "*" { Ok(None) } else { Tenant::parse(text).map(Some) }
-}
-
 /// An id in a filter, where empty means none.
 pub(super) fn optional_id<T: std::str::FromStr<Err = Problem>>(text: &str) -> Result<Option<T>, Problem> {
     if text.is_empty() { Ok(None) } else { text.parse().map(Some) }
@@ -187,6 +191,7 @@ pub(super) mod tests {
     use tonic_types::StatusExt;
 
     use super::*;
+    use crate::domain::fields::Tenant;
 
     /// The code of a refusal and the paths it names.
     pub(in crate::api) fn refused(status: &Status) -> (Code, Vec<String>) {
@@ -214,8 +219,6 @@ pub(super) mod tests {
 
     #[test]
     fn filters_read_what_the_contract_allows() {
-        assert_eq!(tenants("*"), Ok(None));
-        assert_eq!(tenants(""), Ok(Some(Tenant::default_tenant())));
         assert_eq!(optional_event_type("hooklane.test"), Ok(Some("hooklane.test".to_owned())));
         assert_eq!(optional_event_type(""), Ok(None));
         assert!(optional_event_type("order.*").is_err());

@@ -2,10 +2,10 @@
 
 use super::time::{from_timestamp, to_timestamp};
 use super::{FILTER_PATTERNS_MAX, FILTER_VALUES_MAX, Violations};
+use crate::api::auth::Caller;
 use crate::api::proto;
 use crate::domain::Problem;
 use crate::domain::delivery::DeliveryState;
-use crate::domain::fields::Tenant;
 use crate::domain::pattern::EventPattern;
 use crate::store::{NewReplay, Replay, ReplayFilter};
 
@@ -13,15 +13,19 @@ use crate::store::{NewReplay, Replay, ReplayFilter};
 const PER_SECOND_MIN: f64 = 0.001;
 
 /// A caller's replay; `None` with every problem noted.
-pub(in crate::api) fn from_proto(request: &proto::StartReplayRequest, v: &mut Violations) -> Option<NewReplay> {
+pub(in crate::api) fn from_proto(
+    caller: &Caller,
+    request: &proto::StartReplayRequest,
+    v: &mut Violations,
+) -> Option<NewReplay> {
     let asked = request.filter.clone().unwrap_or_default();
-    let filter = v.inside("filter", |v| read_filter(&asked, v));
+    let filter = v.inside("filter", |v| read_filter(caller, &asked, v));
     let max_per_second = v.take("max_per_second", per_second(request.max_per_second));
     Some(NewReplay { filter: filter?, is_dry_run: request.dry_run, max_per_second: max_per_second? })
 }
 
-fn read_filter(filter: &proto::ReplayFilter, v: &mut Violations) -> Option<ReplayFilter> {
-    let tenant = v.take("tenant", Tenant::parse(&filter.tenant));
+fn read_filter(caller: &Caller, filter: &proto::ReplayFilter, v: &mut Violations) -> Option<ReplayFilter> {
+    let tenant = caller.tenant("tenant", &filter.tenant, v);
     let endpoints = v.take_all("endpoint_ids", &filter.endpoint_ids, FILTER_VALUES_MAX, str::parse);
     let event_types = v.take_all("event_types", &filter.event_types, FILTER_PATTERNS_MAX, EventPattern::parse);
     let settled = |number| DeliveryState::from_number(number).filter(|state| state.is_settled());
@@ -97,7 +101,7 @@ mod tests {
         };
         let bad = proto::StartReplayRequest { filter: Some(filter), max_per_second: f64::NAN, dry_run: false };
         let mut v = Violations::new();
-        assert_eq!(from_proto(&bad, &mut v), None);
+        assert_eq!(from_proto(&crate::api::auth::admin(), &bad, &mut v), None);
         let (code, paths) = refused(&v.into_status());
         assert_eq!(code, Code::InvalidArgument);
         let expected = [
