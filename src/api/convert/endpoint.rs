@@ -1,4 +1,5 @@
-//! Endpoints between the contract's form and ours: what a caller decides, checked, and what everybody is shown.
+//! Endpoints between the contract's form and ours: what a caller decides, checked, and what everybody is shown. The file is
+//! long because both ways of the largest message stand side by side.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
