@@ -92,7 +92,7 @@ pub struct Replay {
 /// Why a replay was not started.
 #[derive(Debug, thiserror::Error)]
 pub enum StartReplayError {
-    /// [`RUNNING_MAX`] are running.
+    /// `RUNNING_MAX` are running.
     #[error("as many replays are running as may be")]
     TooMany,
     /// The statement failed.
