@@ -3,6 +3,7 @@
 //! A command is a module with `Args` (clap) and `run(args)`. What a command does belongs into its module, not here.
 
 pub mod bench;
+pub mod credential;
 pub mod demo;
 pub mod dev;
 pub mod health;

@@ -131,7 +131,8 @@ fn setting(key: &str) -> Option<&'static Setting> {
 /// Variables of our prefix that are no settings: of other commands, and those that Kubernetes sets in every pod for a
 /// service called hooklane.
 fn is_for_others(name: &str) -> bool {
-    ["HOOKLANE_CONFIG", "HOOKLANE_POSTGRES_BIN", "HOOKLANE_PORT", "HOOKLANE_SECRET"].contains(&name)
+    ["HOOKLANE_CONFIG", "HOOKLANE_POSTGRES_BIN", "HOOKLANE_PORT", "HOOKLANE_SECRET", "HOOKLANE_KEY_FILE"]
+        .contains(&name)
         || ["HOOKLANE_LISTEN_", "HOOKLANE_PORT_", "HOOKLANE_SERVICE_"].iter().any(|prefix| name.starts_with(prefix))
 }
 

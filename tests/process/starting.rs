@@ -66,6 +66,25 @@ async fn keys_are_made_listed_and_revoked_from_the_command_line() {
 }
 
 #[tokio::test]
+async fn commands_that_call_take_their_key_from_a_file() {
+    let url = empty_database("calling").await;
+    let replica = Replica::start(&url, &[("HOOKLANE_AUTH", "api-key")]).await;
+    let address = replica.grpc.trim_start_matches("http://");
+    let replay = ["replay", "--addr", address, "--dry-run"];
+    let (code, _, error) = run(&replay, &[]).await;
+    assert!(code != Some(0) && error.contains("credential"), "{code:?} {error}");
+    let create = ["key", "create", "--name", "ops", "--role", "operator", "--all-tenants"];
+    let (_, key, _) = run(&create, &[("DATABASE_URL", &url)]).await;
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), key).expect("written");
+    let path = file.path().to_string_lossy();
+    let (code, output, error) = run(&replay, &[("HOOKLANE_KEY_FILE", &path)]).await;
+    assert_eq!(code, Some(0), "{output} {error}");
+    let (code, _, error) = run(&[&replay[..], &["--key-file", "/nowhere"]].concat(), &[]).await;
+    assert!(code == Some(64) && error.contains("/nowhere"), "{error}");
+}
+
+#[tokio::test]
 async fn every_unknown_setting_and_bad_value_is_told_at_once() {
     let bad = [
         NOWHERE,

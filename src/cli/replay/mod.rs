@@ -7,10 +7,12 @@ mod progress;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use self::progress::Screen;
+use super::credential::{Bearer, CredentialArgs};
 use super::{Failure, parse_duration};
 use crate::api::proto::webhook_service_client::WebhookServiceClient;
 use crate::api::proto::{
@@ -38,6 +40,9 @@ pub struct Args {
     /// Where the service listens
     #[arg(long, value_name = "ADDR", env = "HOOKLANE_GRPC_ADDR", default_value = "127.0.0.1:50051")]
     addr: SocketAddr,
+
+    #[command(flatten)]
+    credential: CredentialArgs,
 
     /// Whose deliveries [default: the caller's own tenant]
     #[arg(long, value_name = "TENANT", default_value = "", hide_default_value = true)]
@@ -130,15 +135,19 @@ impl Args {
     }
 }
 
-type Client = WebhookServiceClient<Channel>;
+type Client = WebhookServiceClient<InterceptedService<Channel, Bearer>>;
 
 /// Starts, follows or cancels a replay.
 pub async fn run(args: Args) -> Result<(), Failure> {
     let interrupted =
         super::interrupted().map_err(|error| Failure::internal(format!("cannot catch signals: {error}")))?;
-    let mut client = Client::connect(format!("http://{}", args.addr))
-        .await
-        .map_err(|error| Failure::try_again(format!("{} cannot be reached: {error}", args.addr)))?;
+    let credential = args.credential.read()?;
+    let unreachable =
+        |error: tonic::transport::Error| Failure::try_again(format!("{} cannot be reached: {error}", args.addr));
+    let endpoint = Channel::from_shared(format!("http://{}", args.addr))
+        .map_err(|error| Failure::usage(format!("--addr {} is no address: {error}", args.addr)))?;
+    let channel = endpoint.connect().await.map_err(unreachable)?;
+    let mut client = WebhookServiceClient::with_interceptor(channel, credential);
     let mut screen = Screen::for_stdout(args.json);
     if let Some(id) = &args.cancel {
         let request = CancelReplayRequest { replay_id: id.clone() };
