@@ -13,7 +13,7 @@ use crate::store::{Cursor, Key, Store, TailError};
 /// How long the timeline goes unread when no hint comes: other replicas' transitions show within this.
 const POLL: Duration = Duration::from_millis(200);
 /// How long hints are gathered before the timeline is read: at full load, hundreds of rows a read.
-const GATHER: Duration = Duration::from_millis(10);
+const GATHER: Duration = Duration::from_millis(25);
 /// Rows of one read.
 const PAGE_MAX: usize = 1_024;
 
