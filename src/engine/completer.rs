@@ -69,11 +69,11 @@ async fn complete_all(shared: Arc<Shared>, mut results: mpsc::Receiver<Ending>, 
     }
 }
 
-/// Fills up a batch until it is full or [`GATHER`] is over.
+/// Fills up a batch until it is full, [`GATHER`] is over, or somebody waits for what is in it.
 async fn gather(results: &mut mpsc::Receiver<Ending>, batch: &mut Vec<Ending>, closing: &CancellationToken) {
     let enough = tokio::time::sleep(GATHER);
     tokio::pin!(enough);
-    while batch.len() < BATCH_MAX {
+    while batch.len() < BATCH_MAX && !batch.iter().any(is_waited_for) {
         let room = BATCH_MAX - batch.len();
         tokio::select! {
             received = results.recv_many(batch, room) => if received == 0 { return },
@@ -81,6 +81,11 @@ async fn gather(results: &mut mpsc::Receiver<Ending>, batch: &mut Vec<Ending>, c
             () = closing.cancelled() => return,
         }
     }
+}
+
+/// Whether the next delivery of an order waits for this one's end.
+const fn is_waited_for((completion, _): &Ending) -> bool {
+    completion.order_key.is_some()
 }
 
 /// Puts one batch on record, trying until the database takes it; answers the endpoints that are failing.
