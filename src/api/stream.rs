@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until, timeout};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
@@ -52,10 +52,11 @@ impl Webhooks {
             () = self.shutdown.cancelled() => return Err(status::draining()),
             subscribed = subscribing => subscribed.map_err(|_| status::store_unavailable())?.map_err(ended)?,
         };
-        let mut heartbeats = interval(HEARTBEAT);
+        let mut heartbeats = interval_at(Instant::now() + HEARTBEAT, HEARTBEAT);
         heartbeats.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let feed = Feed {
             subscription,
+            is_greeted: false,
             heartbeats,
             store: Arc::clone(&self.services.store),
             shutdown: self.shutdown.clone(),
@@ -69,6 +70,8 @@ impl Webhooks {
 /// One open stream.
 struct Feed {
     subscription: Subscription,
+    /// Whether the first heartbeat was given.
+    is_greeted: bool,
     heartbeats: Interval,
     store: Arc<Store>,
     shutdown: CancellationToken,
@@ -92,8 +95,12 @@ impl Feed {
         .boxed()
     }
 
-    /// The next thing to send. The first heartbeat is due at once, and comes before any event.
+    /// The next thing to send. The first heartbeat comes before any event: not as a tick of the timer, which may be a
+    /// millisecond late, while the past is there at once.
     async fn next(&mut self) -> Result<Item, Status> {
+        if !std::mem::replace(&mut self.is_greeted, true) {
+            return Ok(self.heartbeat());
+        }
         tokio::select! {
             biased;
             () = self.shutdown.cancelled() => Err(status::draining()),
