@@ -192,7 +192,7 @@ pub(super) fn read_row(row: &PgRow) -> Result<DeliveryRow> {
 }
 
 /// The idempotency and ordering key of an event; none once its payload's retention is over.
-pub(super) fn read_keys(row: &PgRow, column: usize) -> Result<[Option<String>; 2]> {
+fn read_keys(row: &PgRow, column: usize) -> Result<[Option<String>; 2]> {
     let keys: Option<Vec<Option<String>>> = row.try_get(column)?;
     Ok(keys.and_then(|keys| keys.try_into().ok()).unwrap_or_default())
 }

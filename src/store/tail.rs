@@ -7,6 +7,7 @@
 //! a cursor is worth, `replay` how the past is read.
 
 mod epoch;
+mod keys;
 mod position;
 mod replay;
 
@@ -23,7 +24,7 @@ pub(super) use self::replay::REPLAY;
 pub use self::replay::TimelineFilter;
 use super::Store;
 use super::error::{Error, Result};
-use super::history::{read_keys, read_timeline_attempt};
+use super::history::read_timeline_attempt;
 use super::types::{PgTime, count, stored};
 use crate::domain::attempt::Attempt;
 use crate::domain::delivery::DeliveryState;
@@ -139,17 +140,38 @@ const LATE_AT_BOUND_MAX: Duration = Duration::from_secs(60);
 /// A cursor younger than this has lost nothing to retention, which drops days that are over.
 const YOUNG: Duration = Duration::from_secs(3_600);
 
-/// What a row of the timeline tells, as [`read_transition`] reads it; the key is looked up by `events_pkey`.
+/// What a row of the timeline tells, as [`read_transition`] reads it.
 macro_rules! columns {
     () => {
         "t.number, t.trigger, t.outcome, t.started_at, t.duration_us, t.url, t.status, t.response_headers,
        t.response_body, t.response_truncated, t.error, t.next_attempt_at, t.replica,
        t.kind, t.time, t.delivery_id, t.endpoint_id, t.event_id, t.tenant, t.event_type, t.state, t.priority,
-       t.attempt_count, t.reason, t.xid::text,
-       (select array[v.idempotency_key, v.ordering_key] from events v where v.id = t.event_id)"
+       t.attempt_count, t.reason, t.xid::text"
     };
 }
 use columns;
+
+/// The rows of some transactions that the snapshot `$upper` sees and that pass `$filter`: after the key `$4` to `$7`, none
+/// older than `$8`, `$9` at most.
+macro_rules! rows_of {
+    ($xids:literal, $upper:literal, $filter:expr) => {
+        concat!(
+            "(select t.* from timeline t
+     where ",
+            $xids,
+            " and t.time >= $8 and t.time < now() + interval '1 day'
+       and pg_visible_in_snapshot(t.xid, ",
+            $upper,
+            ")
+       and (t.xid, t.delivery_id, t.attempt_count, t.kind) > ($4::text::xid8, $5::uuid, $6::int, $7::smallint)",
+            $filter,
+            "
+     order by t.xid, t.delivery_id, t.attempt_count, t.kind
+     limit $9)"
+        )
+    };
+}
+use rows_of;
 
 /// The next rows of a batch from the transactions `$1` that the lower snapshot saw running and all from `$2` on, of the
 /// upper snapshot `$3` (null: the present one). After the key `$4` to `$7`, none older than `$8`, `$9` at most.
@@ -167,19 +189,13 @@ select ",
     "
 from s left join lateral (
   select * from (
-    (select t.* from timeline t
-     where t.xid = any($1::text[]::xid8[]) and t.time >= $8 and t.time < now() + interval '1 day'
-       and pg_visible_in_snapshot(t.xid, s.upper)
-       and (t.xid, t.delivery_id, t.attempt_count, t.kind) > ($4::text::xid8, $5::uuid, $6::int, $7::smallint)
-     order by t.xid, t.delivery_id, t.attempt_count, t.kind
-     limit $9)
+    ",
+    rows_of!("t.xid = any($1::text[]::xid8[])", "s.upper", ""),
+    "
     union all
-    (select t.* from timeline t
-     where t.xid >= $2::text::xid8 and t.xid < pg_snapshot_xmax(s.upper)
-       and t.time >= $8 and t.time < now() + interval '1 day' and pg_visible_in_snapshot(t.xid, s.upper)
-       and (t.xid, t.delivery_id, t.attempt_count, t.kind) > ($4::text::xid8, $5::uuid, $6::int, $7::smallint)
-     order by t.xid, t.delivery_id, t.attempt_count, t.kind
-     limit $9)
+    ",
+    rows_of!("t.xid >= $2::text::xid8 and t.xid < pg_snapshot_xmax(s.upper)", "s.upper", ""),
+    "
   ) either
   order by xid, delivery_id, attempt_count, kind
   limit $9
@@ -243,6 +259,7 @@ impl Store {
         let mut events = rows.iter().filter_map(|row| read_transition(row).transpose()).collect::<Result<Vec<_>>>()?;
         // They come in this order; no clause of the statement promises it, and sorted rows cost nothing to sort.
         events.sort_by_key(TimelineEvent::key);
+        self.fill_keys(&mut events).await?;
         let rest = if events.len() >= limit { events.last().map(TimelineEvent::key) } else { None };
         let upper = upper.map_or_else(|| Arc::new(present), Arc::clone);
         Ok(Page { batch: Batch { lower: Arc::clone(lower), upper }, events, rest })
@@ -326,13 +343,12 @@ impl TimelineEvent {
 }
 
 /// Where the columns that are no row's begin: the snapshot, the time, the line of transactions.
-const SNAPSHOT: usize = 26;
+const SNAPSHOT: usize = 25;
 
-/// `None` for the one row that tells the snapshot where nothing is new.
+/// A row's transition, without its event's keys; `None` for the one row that tells the snapshot where nothing is new.
 fn read_transition(row: &PgRow) -> Result<Option<TimelineEvent>> {
     let Some(kind) = row.try_get::<Option<i16>, _>(13)? else { return Ok(None) };
     let xid: String = row.try_get(24)?;
-    let [idempotency_key, ordering_key] = read_keys(row, 25)?;
     Ok(Some(TimelineEvent {
         xid: xid.parse().map_err(|_| Error::Unreadable(format!("the transaction {xid}")))?,
         attempt: read_timeline_attempt(row)?,
@@ -348,7 +364,7 @@ fn read_transition(row: &PgRow) -> Result<Option<TimelineEvent>> {
         priority: row.try_get(21)?,
         attempt_count: count(row.try_get(22)?),
         reason: row.try_get(23)?,
-        idempotency_key,
-        ordering_key,
+        idempotency_key: None,
+        ordering_key: None,
     }))
 }

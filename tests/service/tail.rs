@@ -238,6 +238,51 @@ fn is_near_midnight(now: Timestamp) -> bool {
 }
 
 #[tokio::test]
+async fn transitions_show_the_keys_of_events_that_another_process_published() {
+    let (store, url) = open().await;
+    let mut connection = support::connection(&url).await;
+    let lower = present(&store).await;
+    let keys =
+        [[Some("order-1"), None], [None, Some("customer-7")], [Some("order-2"), Some("customer-8")], [None, None]];
+    for [idempotency_key, ordering_key] in keys {
+        let event = Uuid::now_v7();
+        sqlx::query(
+            "insert into events (id, tenant, event_type, payload, content_type, idempotency_key, ordering_key, priority)
+             values ($1, 'default', 'a', '{}', 'application/json', $2, $3, 2)",
+        )
+        .bind(event)
+        .bind(idempotency_key)
+        .bind(ordering_key)
+        .execute(&mut connection)
+        .await
+        .expect("an event");
+        for (kind, state) in [(1_i16, 1_i16), (4, 4)] {
+            sqlx::query(
+                "insert into timeline (time, delivery_id, endpoint_id, event_id, kind, state, priority, attempt_count,
+                                       tenant, event_type)
+                 values (now(), $1, $1, $1, $2, $3, 2, 0, 'default', 'a')",
+            )
+            .bind(event)
+            .bind(kind)
+            .bind(state)
+            .execute(&mut connection)
+            .await
+            .expect("a transition");
+        }
+    }
+    let wanted: Vec<_> =
+        keys.iter().flat_map(|keys| std::iter::repeat_n(keys.map(|key| key.map(str::to_owned)), 2)).collect();
+    let shown = |events: &[TimelineEvent]| -> Vec<[Option<String>; 2]> {
+        events.iter().map(|event| [event.idempotency_key.clone(), event.ordering_key.clone()]).collect()
+    };
+    let (events, upper) = read(&store, &lower, 3).await;
+    assert_eq!(shown(&events), wanted, "live");
+    let after = Key::before(&lower.snapshot);
+    let (events, _) = read_past(&store, &Batch { lower, upper }, after, &TimelineFilter::default(), 3).await;
+    assert_eq!(shown(&events), wanted, "of the past");
+}
+
+#[tokio::test]
 async fn a_cursor_of_another_line_of_transactions_or_from_before_what_is_kept_is_refused() {
     let (store, url) = open().await;
     let cursor = present(&store).await;

@@ -9,7 +9,9 @@ use std::time::Duration;
 use sqlx::types::Uuid;
 
 use super::position::{Batch, Cursor, Key, Snapshot};
-use super::{Page, TailError, TransitionKind, columns, epoch, floor, is_kept, limit_of, waited_for, went_on_from};
+use super::{
+    Page, TailError, TransitionKind, columns, epoch, floor, is_kept, limit_of, rows_of, waited_for, went_on_from,
+};
 use crate::domain::fields::Tenant;
 use crate::domain::id::{DeliveryId, EndpointId, EventId};
 use crate::domain::time::Timestamp;
@@ -50,6 +52,17 @@ const SCAN_MAX: usize = 10_000;
 const NUMBERED_WITHIN: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(24 * 3_600);
 
+/// A [`TimelineFilter`], as `$10` to `$14`.
+macro_rules! passes {
+    () => {
+        "
+       and ($10::text is null or t.tenant = $10)
+       and (cardinality($11::uuid[]) = 0 or t.endpoint_id = any($11))
+       and ($12::uuid is null or t.event_id = $12) and ($13::uuid is null or t.delivery_id = $13)
+       and (cardinality($14::smallint[]) = 0 or t.kind = any($14))"
+    };
+}
+
 /// [`super::SINCE`] for a batch whose end `$3` is known, with a filter (`$10` to `$14`), and with a bound on what is
 /// looked through: `$15` index entries, told as the last transaction that belongs to it, or null where the batch ends
 /// sooner.
@@ -73,27 +86,13 @@ select ",
     ", r.bound::text
 from r left join lateral (
   select * from (
-    (select t.* from timeline t
-     where t.xid = any($1::text[]::xid8[]) and t.time >= $8 and t.time < now() + interval '1 day'
-       and pg_visible_in_snapshot(t.xid, r.upper)
-       and (t.xid, t.delivery_id, t.attempt_count, t.kind) > ($4::text::xid8, $5::uuid, $6::int, $7::smallint)
-       and ($10::text is null or t.tenant = $10)
-       and (cardinality($11::uuid[]) = 0 or t.endpoint_id = any($11))
-       and ($12::uuid is null or t.event_id = $12) and ($13::uuid is null or t.delivery_id = $13)
-       and (cardinality($14::smallint[]) = 0 or t.kind = any($14))
-     order by t.xid, t.delivery_id, t.attempt_count, t.kind
-     limit $9)
+    ",
+    rows_of!("t.xid = any($1::text[]::xid8[])", "r.upper", passes!()),
+    "
     union all
-    (select t.* from timeline t
-     where t.xid >= $2::text::xid8 and t.xid <= r.last
-       and t.time >= $8 and t.time < now() + interval '1 day' and pg_visible_in_snapshot(t.xid, r.upper)
-       and (t.xid, t.delivery_id, t.attempt_count, t.kind) > ($4::text::xid8, $5::uuid, $6::int, $7::smallint)
-       and ($10::text is null or t.tenant = $10)
-       and (cardinality($11::uuid[]) = 0 or t.endpoint_id = any($11))
-       and ($12::uuid is null or t.event_id = $12) and ($13::uuid is null or t.delivery_id = $13)
-       and (cardinality($14::smallint[]) = 0 or t.kind = any($14))
-     order by t.xid, t.delivery_id, t.attempt_count, t.kind
-     limit $9)
+    ",
+    rows_of!("t.xid >= $2::text::xid8 and t.xid <= r.last", "r.upper", passes!()),
+    "
   ) either
   order by xid, delivery_id, attempt_count, kind
   limit $9
