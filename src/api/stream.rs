@@ -24,7 +24,7 @@ use super::service::Webhooks;
 use super::status;
 use crate::domain::id::EndpointId;
 use crate::domain::pattern::EventPattern;
-use crate::live::{Ended, Filter, Start, Subscription};
+use crate::live::{Ended, Filter, News, Start, Subscription};
 use crate::store::{Store, TimelineFilter, TransitionKind};
 
 /// Between two signs of life.
@@ -101,16 +101,21 @@ impl Feed {
         if !std::mem::replace(&mut self.is_greeted, true) {
             return Ok(self.heartbeat());
         }
+        // Timers are for those who wait: a page is told in no time.
+        if let Some(news) = self.subscription.at_hand() {
+            return Ok(self.tell(&news));
+        }
         tokio::select! {
             biased;
             () = self.shutdown.cancelled() => Err(status::draining()),
             () = sleep_until(self.finish_at) => Err(status::reconnect()),
             _ = self.heartbeats.tick() => Ok(self.heartbeat()),
-            news = self.subscription.next() => {
-                let news = news.map_err(ended)?;
-                Ok(news.event().map_or_else(|| self.heartbeat(), |event| Item::Event(delivery::transition_to_proto(event))))
-            }
+            news = self.subscription.next() => Ok(self.tell(&news.map_err(ended)?)),
         }
+    }
+
+    fn tell(&self, news: &News) -> Item {
+        news.event().map_or_else(|| self.heartbeat(), |event| Item::Event(delivery::transition_to_proto(event)))
     }
 
     fn heartbeat(&self) -> Item {

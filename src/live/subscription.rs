@@ -114,6 +114,38 @@ impl Subscription {
         }
     }
 
+    /// What comes next, where it is of the page that is being told: nothing is waited for.
+    pub fn at_hand(&mut self) -> Option<News> {
+        match &mut self.place {
+            Place::Live(live) => {
+                let (page, told) = live.page.as_mut()?;
+                let Some(page) = page.upgrade() else {
+                    self.place = Place::Past(Past::default());
+                    return None;
+                };
+                let found = page.events[*told..].iter().position(|event| self.filter.matches(event));
+                let place = found.map_or(page.events.len(), |place| *told + place + 1);
+                *told = place;
+                self.position = position_after(&page, place);
+                if place == page.events.len() {
+                    live.page = None;
+                }
+                found.map(|_| News::Event(page, place - 1))
+            }
+            Place::Past(past) => {
+                let (page, told, end) = past.page.as_mut()?;
+                let Some(event) = page.events.get(*told) else {
+                    self.position = end.clone();
+                    past.page = None;
+                    return None;
+                };
+                self.position = Position::Within(page.batch.clone(), event.key());
+                *told += 1;
+                Some(News::Event(Arc::clone(page), *told - 1))
+            }
+        }
+    }
+
     /// The token to go on from after what was told last, or after all that there is where nothing passed the filter.
     pub fn token(&self) -> String {
         let tokens = &self.source.tokens;
@@ -131,21 +163,10 @@ impl Subscription {
     }
 
     async fn next_live(&mut self) -> Result<Option<News>, Ended> {
-        let Place::Live(live) = &mut self.place else { return Ok(None) };
-        if let Some((page, told)) = &mut live.page {
-            let Some(page) = page.upgrade() else {
-                self.place = Place::Past(Past::default());
-                return Ok(None);
-            };
-            let found = page.events[*told..].iter().position(|event| self.filter.matches(event));
-            let place = found.map_or(page.events.len(), |place| *told + place + 1);
-            *told = place;
-            self.position = position_after(&page, place);
-            if place == page.events.len() {
-                live.page = None;
-            }
-            return Ok(found.map(|_| News::Event(page, place - 1)));
+        if let Some(news) = self.at_hand() {
+            return Ok(Some(news));
         }
+        let Place::Live(live) = &mut self.place else { return Ok(None) };
         self.growth.borrow_and_update();
         match self.source.presence.0.look(live.line, live.next) {
             Look::Page(page) => {
@@ -161,17 +182,10 @@ impl Subscription {
     }
 
     async fn next_past(&mut self) -> Result<Option<News>, Ended> {
-        let Place::Past(past) = &mut self.place else { return Ok(None) };
-        if let Some((page, told, end)) = &mut past.page {
-            let Some(event) = page.events.get(*told) else {
-                self.position = end.clone();
-                past.page = None;
-                return Ok(None);
-            };
-            self.position = Position::Within(page.batch.clone(), event.key());
-            *told += 1;
-            return Ok(Some(News::Event(Arc::clone(page), *told - 1)));
+        if let Some(news) = self.at_hand() {
+            return Ok(Some(news));
         }
+        let Place::Past(past) = &mut self.place else { return Ok(None) };
         if let Some(reading) = &mut past.reading {
             let read = reading.await;
             past.reading = None;
