@@ -2,6 +2,7 @@
 
 mod ending;
 mod load;
+mod policies;
 #[allow(dead_code, reason = "its name is for the tests of faults")]
 mod program;
 mod replicas;

@@ -19,7 +19,7 @@ async fn busy_receiver() -> Tally {
     Tally::start(Behaviour { delay: Duration::from_millis(50), ..Behaviour::default() }).await
 }
 
-async fn start_three(url: &str) -> Vec<Replica> {
+pub(crate) async fn start_three(url: &str) -> Vec<Replica> {
     let mut replicas = Vec::new();
     for _ in 0..3 {
         replicas.push(Replica::start(url, &[]).await);
@@ -29,7 +29,7 @@ async fn start_three(url: &str) -> Vec<Replica> {
 }
 
 /// Waits until so many replicas drive lanes, and reckon with as many.
-async fn agree(witness: &Replica, count: usize) {
+pub(crate) async fn agree(witness: &Replica, count: usize) {
     eventually("the replicas agree", || async {
         let rows = witness.replicas().await?;
         let driving = rows.iter().filter(|row| row["drives_lanes"] == true && row["reckons_with"] == count).count();
@@ -38,7 +38,7 @@ async fn agree(witness: &Replica, count: usize) {
     .await;
 }
 
-async fn client(replica: &Replica) -> Client {
+pub(crate) async fn client(replica: &Replica) -> Client {
     Client::connect(replica.grpc.clone()).await.expect("connects")
 }
 
