@@ -19,10 +19,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     std::fs::write(out.join("methods.rs"), methods(&descriptors)?)?;
     let mut own = descriptors;
     own.file.retain(|file| !file.package().starts_with("google.rpc"));
+    // Each message knows its name, by which the command line finds its descriptor and writes it as JSON.
+    let mut config = tonic_prost_build::Config::new();
+    config.enable_type_names();
     tonic_prost_build::configure()
         .bytes(".")
         .extern_path(".google.rpc.Status", "::tonic_types::Status")
-        .compile_fds(own)?;
+        .compile_fds_with_config(own, config)?;
     Ok(())
 }
 

@@ -38,7 +38,7 @@ class Unit(unittest.TestCase):
         self.assertLessEqual(named, known)
         code, said = support.run(support.PROGRAM, "--help")
         self.assertEqual(code, 0)
-        self.assertIn("64  bad usage or setting", said)
+        self.assertIn("64  bad usage, setting or input", said)
 
     def test_a_stop_outlasts_the_drain(self):
         unit = configparser.ConfigParser(strict=False, interpolation=None)

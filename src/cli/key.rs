@@ -8,6 +8,7 @@ use zeroize::Zeroizing;
 
 use super::Failure;
 use super::serve::{connect_failure, load};
+use super::show::{Cell, Column, Table};
 use crate::config::{Flags, Profile, parse_span};
 use crate::domain::Problem;
 use crate::domain::access::{Role, Scope};
@@ -146,14 +147,8 @@ async fn list(args: ListArgs) -> Result<(), Failure> {
     if args.json {
         return records.iter().try_for_each(|record| super::say(&json(record)));
     }
-    let head = ["id", "name", "role", "tenant", "state", "created", "expires", "last used"].map(str::to_owned);
-    let rows: Vec<_> = std::iter::once(head).chain(records.iter().map(|record| row(record, &clock))).collect();
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
-    let widths: [usize; 8] = std::array::from_fn(width);
-    rows.iter().try_for_each(|row| {
-        let cells: Vec<_> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
-        super::say(cells.join("  ").trim_end())
-    })
+    let columns = ["id", "name", "role", "tenant", "state", "created", "expires", "last used"].map(Column::left);
+    Table::new(&columns).print(&records.iter().map(|record| row(record, &clock)).collect::<Vec<_>>())
 }
 
 async fn revoke(args: RevokeArgs) -> Result<(), Failure> {
@@ -198,8 +193,7 @@ fn json(record: &KeyRecord) -> String {
     .to_string()
 }
 
-/// Names are of people's making: what a terminal would obey is not printed.
-fn row(record: &KeyRecord, clock: &DbClock) -> [String; 8] {
+fn row(record: &KeyRecord, clock: &DbClock) -> Vec<Cell> {
     let day = |time: crate::domain::time::Timestamp| time.to_string().chars().take(10).collect::<String>();
     let ago = |time: crate::domain::time::Timestamp| match clock.now().since(time).as_secs() {
         seconds @ 0..120 => format!("{seconds} s ago"),
@@ -207,7 +201,7 @@ fn row(record: &KeyRecord, clock: &DbClock) -> [String; 8] {
         seconds @ 7_200..172_800 => format!("{} h ago", seconds / 3_600),
         _ => day(time),
     };
-    [
+    let cells = [
         record.id.to_string(),
         record.name.clone(),
         record.role.to_string(),
@@ -216,7 +210,8 @@ fn row(record: &KeyRecord, clock: &DbClock) -> [String; 8] {
         day(record.create_time),
         record.expire_time.map_or_else(|| "never".to_owned(), day),
         record.last_used_time.map_or_else(|| "never".to_owned(), ago),
-    ]
+    ];
+    cells.iter().map(Cell::from).collect()
 }
 
 fn parse_name(text: &str) -> Result<String, Problem> {

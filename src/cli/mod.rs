@@ -3,17 +3,26 @@
 //! A command is a module with `Args` (clap) and `run(args)`. What a command does belongs into its module, not here.
 
 pub mod bench;
-pub mod credential;
+mod client;
+pub mod completions;
+pub mod delivery;
 pub mod demo;
 pub mod dev;
+pub mod dlq;
+pub mod endpoint;
+mod flags;
 pub mod health;
 pub mod key;
 pub mod listen;
 pub mod migrate;
 pub mod postgres;
+pub mod publish;
 pub mod replay;
 mod secrets;
 pub mod serve;
+mod show;
+pub mod stats;
+pub mod tail;
 pub mod verify;
 
 use std::io::{self, Write as _};
@@ -31,11 +40,11 @@ replicas.";
 const EXIT_CODES: &str = "\
 Exit codes:
    0  done
-  64  bad usage or setting
-  69  the database is unavailable at start
+  64  bad usage, setting or input
+  69  the service or its database is unavailable
   70  an internal error
-  75  try again
-   1  anything else
+  75  try again later
+   1  anything else, such as a call that was refused
 
 `hooklane help COMMAND` explains a command and shows examples.";
 
@@ -54,11 +63,18 @@ enum Command {
     Dev(Box<dev::Args>),
     Serve(Box<serve::Args>),
     Migrate(migrate::Args),
-    Health(health::Args),
+    Health(Box<health::Args>),
     Key(Box<key::Args>),
+    Endpoint(Box<endpoint::Args>),
+    Publish(Box<publish::Args>),
+    Delivery(Box<delivery::Args>),
+    Dlq(Box<dlq::Args>),
+    Replay(Box<replay::Args>),
+    Stats(Box<stats::Args>),
+    Tail(Box<tail::Args>),
     Listen(Box<listen::Args>),
     Verify(Box<verify::Args>),
-    Replay(Box<replay::Args>),
+    Completions(completions::Args),
     Bench(Box<bench::Args>),
     #[command(hide = true)]
     BenchReceiver(bench::receiver::Args),
@@ -72,11 +88,18 @@ impl Cli {
             Command::Dev(args) => dev::run(*args).await,
             Command::Serve(args) => serve::run(*args).await,
             Command::Migrate(args) => migrate::run(args).await,
-            Command::Health(args) => health::run(args).await,
+            Command::Health(args) => health::run(*args).await,
             Command::Key(args) => key::run(*args).await,
+            Command::Endpoint(args) => endpoint::run(*args).await,
+            Command::Publish(args) => publish::run(*args).await,
+            Command::Delivery(args) => delivery::run(*args).await,
+            Command::Dlq(args) => dlq::run(*args).await,
+            Command::Replay(args) => replay::run(*args).await,
+            Command::Stats(args) => stats::run(*args).await,
+            Command::Tail(args) => tail::run(*args).await,
             Command::Listen(args) => listen::run(*args).await,
             Command::Verify(args) => verify::run(*args).await,
-            Command::Replay(args) => replay::run(*args).await,
+            Command::Completions(args) => completions::run(&args),
             Command::Bench(args) => bench::run(*args).await,
             Command::BenchReceiver(args) => bench::receiver::run(args).await,
         }
@@ -92,12 +115,12 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// The command line or a setting is wrong (64).
+    /// The command line, a setting or what was handed over is wrong (64).
     pub fn usage(message: impl Into<String>) -> Self {
         Self { code: 64, message: message.into() }
     }
 
-    /// The database cannot be reached at start (69).
+    /// The service or the database cannot be reached (69).
     pub fn unavailable(message: impl Into<String>) -> Self {
         Self { code: 69, message: message.into() }
     }
@@ -158,9 +181,15 @@ fn judge(stop: &clap::Error) -> Result<(), Failure> {
 /// Prints one line on standard output, at once even into a pipe.
 pub fn say(line: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
-    writeln!(out, "{line}")
-        .and_then(|()| out.flush())
-        .map_err(|error| Failure::other(format!("standard output: {error}")))
+    writeln!(out, "{line}").and_then(|()| out.flush()).map_err(output_failure)
+}
+
+/// What follows when standard output takes nothing more. A reader that has seen enough, such as `head`, is no trouble.
+fn output_failure(error: io::Error) -> Failure {
+    match error.kind() {
+        io::ErrorKind::BrokenPipe => Failure::other(""),
+        _ => Failure::other(format!("standard output: {error}")),
+    }
 }
 
 /// Tells people something on standard error.

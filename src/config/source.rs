@@ -131,8 +131,18 @@ fn setting(key: &str) -> Option<&'static Setting> {
 /// Variables of our prefix that are no settings: of other commands, and those that Kubernetes sets in every pod for a
 /// service called hooklane.
 fn is_for_others(name: &str) -> bool {
-    ["HOOKLANE_CONFIG", "HOOKLANE_POSTGRES_BIN", "HOOKLANE_PORT", "HOOKLANE_SECRET", "HOOKLANE_KEY_FILE"]
-        .contains(&name)
+    const OTHERS: &[&str] = &[
+        "HOOKLANE_API_KEY",
+        "HOOKLANE_API_KEY_FILE",
+        "HOOKLANE_CA_FILE",
+        "HOOKLANE_CLIENT_CERT_FILE",
+        "HOOKLANE_CLIENT_KEY_FILE",
+        "HOOKLANE_CONFIG",
+        "HOOKLANE_PORT",
+        "HOOKLANE_POSTGRES_BIN",
+        "HOOKLANE_SECRET",
+    ];
+    OTHERS.contains(&name)
         || ["HOOKLANE_LISTEN_", "HOOKLANE_PORT_", "HOOKLANE_SERVICE_"].iter().any(|prefix| name.starts_with(prefix))
 }
 

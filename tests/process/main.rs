@@ -1,5 +1,7 @@
-//! `hooklane` as a process: how it starts and how it ends. What survives when it is killed: `tests/faults`.
+//! `hooklane` as a process: how it starts and how it ends, and the commands that call it. What survives when it is
+//! killed: `tests/faults`.
 
+mod commands;
 mod ending;
 mod load;
 mod policies;

@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
 /// How long a program may take for anything; far more than it needs.
-const PATIENCE: Duration = Duration::from_secs(90);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
 
 /// What `serve` needs here beside a database.
 pub(crate) const SERVE: &[(&str, &str)] = &[

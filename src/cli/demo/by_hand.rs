@@ -16,25 +16,23 @@ fn explain(stage: &Stage, screen: &Screen) -> Result<(), Failure> {
     screen.heading("6", "Go on by hand", "in another terminal; what happens shows here; Ctrl-C ends")?;
     let hooklane = std::env::args().next().unwrap_or_else(|| "hooklane".to_owned());
     let secret = Secret::from_random(&rand::random());
-    let call = |method: &str, request: &str| {
-        format!("grpcurl -plaintext -d '{request}' {} hooklane.v1.WebhookService/{method}", stage.grpc_addr)
-    };
-    let publish = r#"{"event_type": "order.created", "payload_text": "{\"order\": \"A-1002\"}"}"#;
-    let register = format!(
-        r#"{{"endpoint": {{"url": "http://127.0.0.1:8080", "event_types": ["order.*"]}}, "secret": "{}"}}"#,
+    let call = |what: &str| format!("{hooklane} {what} --addr {}", stage.grpc_addr);
+    let add = format!(
+        "echo {} | {}",
         secret.expose(),
+        call("endpoint add http://127.0.0.1:8080 --event-type 'order.*' --secret-file -"),
     );
     let steps = [
-        ("Publish an event", call("Publish", publish)),
-        ("See the latest deliveries", call("ListDeliveries", r#"{"page_size": 3}"#)),
-        ("Follow the stream", call("StreamDeliveryEvents", "{}")),
+        ("Publish an event", call(r#"publish order.created '{"order": "A-1002"}'"#)),
+        ("See the latest deliveries", call("delivery list --limit 3")),
+        ("And the endpoints", call("endpoint list")),
         (
             "Run a receiver that fails now and then",
             format!("{hooklane} listen --fail-rate 0.5 --secret {}", secret.expose()),
         ),
-        ("Register it", call("RegisterEndpoint", &register)),
+        ("Register it", add),
         (
-            "List what there is to call",
+            "List what there is to call by gRPC",
             format!("grpcurl -plaintext {} describe hooklane.v1.WebhookService", stage.grpc_addr),
         ),
         ("Ask whether it is well", format!("curl http://{}/health", stage.ops_addr())),

@@ -4,17 +4,13 @@
 
 mod progress;
 
-use std::net::SocketAddr;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use tonic::service::interceptor::InterceptedService;
-use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use self::progress::Screen;
-use super::credential::{Bearer, CredentialArgs};
-use super::{Failure, parse_duration};
-use crate::api::proto::webhook_service_client::WebhookServiceClient;
+use super::client::{Client, ConnectionArgs, refused};
+use super::{Failure, flags};
 use crate::api::proto::{
     CancelReplayRequest, DeliveryState, Replay, ReplayFilter, ReplayState, StartReplayRequest, StreamReplayRequest,
 };
@@ -37,13 +33,24 @@ Ctrl-C ends the watching; the replay goes on. Exit code 1 tells of one that fail
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub struct Args {
-    /// Where the service listens
-    #[arg(long, value_name = "ADDR", env = "HOOKLANE_GRPC_ADDR", default_value = "127.0.0.1:50051")]
-    addr: SocketAddr,
+    /// Deliveries in this state; repeatable [default: failed]
+    #[arg(long = "state", value_name = "STATE", value_parser = state())]
+    states: Vec<DeliveryState>,
 
     #[command(flatten)]
-    credential: CredentialArgs,
+    job: JobArgs,
 
+    #[command(flatten)]
+    connection: ConnectionArgs,
+
+    /// Print the replay as JSON, a line for each step
+    #[arg(long)]
+    json: bool,
+}
+
+/// Which deliveries, how fast, and whether to watch.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct JobArgs {
     /// Whose deliveries [default: the caller's own tenant]
     #[arg(long, value_name = "TENANT", default_value = "", hide_default_value = true)]
     tenant: String,
@@ -56,17 +63,13 @@ pub struct Args {
     #[arg(long = "event-type", value_name = "PATTERN")]
     event_types: Vec<String>,
 
-    /// Deliveries in this state; repeatable [default: failed]
-    #[arg(long = "state", value_name = "STATE", value_enum)]
-    states: Vec<Settled>,
-
     /// Deliveries made since then: a time such as 2026-01-21T12:00:00Z, or so long ago, such as 90m
-    #[arg(long, value_name = "TIME", value_parser = parse_time)]
-    since: Option<SystemTime>,
+    #[arg(long, value_name = "TIME", value_parser = flags::past)]
+    since: Option<prost_types::Timestamp>,
 
     /// Deliveries made before then
-    #[arg(long, value_name = "TIME", value_parser = parse_time)]
-    until: Option<SystemTime>,
+    #[arg(long, value_name = "TIME", value_parser = flags::past)]
+    until: Option<prost_types::Timestamp>,
 
     /// This delivery, dlv_…; repeatable
     #[arg(long = "delivery", value_name = "ID")]
@@ -91,42 +94,22 @@ pub struct Args {
     /// Cancel a replay: what was replayed already goes on
     #[arg(long, value_name = "ID")]
     cancel: Option<String>,
-
-    /// Print a JSON document a line for each step
-    #[arg(long)]
-    json: bool,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Settled {
-    Failed,
-    Canceled,
-    Expired,
-    Succeeded,
+fn state() -> impl clap::builder::TypedValueParser<Value = DeliveryState> {
+    flags::one_of("DELIVERY_STATE", &["failed", "canceled", "expired", "succeeded"], DeliveryState::from_str_name)
 }
 
-impl Settled {
-    fn number(self) -> i32 {
-        let state = match self {
-            Self::Failed => DeliveryState::Failed,
-            Self::Canceled => DeliveryState::Canceled,
-            Self::Expired => DeliveryState::Expired,
-            Self::Succeeded => DeliveryState::Succeeded,
-        };
-        state.into()
-    }
-}
-
-impl Args {
-    fn request(&self) -> StartReplayRequest {
+impl JobArgs {
+    fn request(&self, states: &[DeliveryState]) -> StartReplayRequest {
         StartReplayRequest {
             filter: Some(ReplayFilter {
                 tenant: self.tenant.clone(),
                 endpoint_ids: self.endpoints.clone(),
                 event_types: self.event_types.clone(),
-                states: self.states.iter().map(|state| state.number()).collect(),
-                create_after: self.since.map(Into::into),
-                create_before: self.until.map(Into::into),
+                states: states.iter().map(|state| i32::from(*state)).collect(),
+                create_after: self.since,
+                create_before: self.until,
                 delivery_ids: self.deliveries.clone(),
             }),
             dry_run: self.dry_run,
@@ -135,20 +118,22 @@ impl Args {
     }
 }
 
-type Client = WebhookServiceClient<InterceptedService<Channel, Bearer>>;
-
 /// Starts, follows or cancels a replay.
 pub async fn run(args: Args) -> Result<(), Failure> {
+    start(args.job, args.states, args.connection, args.json).await
+}
+
+/// The same for whoever has the states already; without any, of what has failed.
+pub(super) async fn start(
+    args: JobArgs,
+    states: Vec<DeliveryState>,
+    connection: ConnectionArgs,
+    json: bool,
+) -> Result<(), Failure> {
     let interrupted =
         super::interrupted().map_err(|error| Failure::internal(format!("cannot catch signals: {error}")))?;
-    let credential = args.credential.read()?;
-    let unreachable =
-        |error: tonic::transport::Error| Failure::try_again(format!("{} cannot be reached: {error}", args.addr));
-    let endpoint = Channel::from_shared(format!("http://{}", args.addr))
-        .map_err(|error| Failure::usage(format!("--addr {} is no address: {error}", args.addr)))?;
-    let channel = endpoint.connect().await.map_err(unreachable)?;
-    let mut client = WebhookServiceClient::with_interceptor(channel, credential);
-    let mut screen = Screen::for_stdout(args.json);
+    let mut client = connection.connect().await?;
+    let mut screen = Screen::for_stdout(json);
     if let Some(id) = &args.cancel {
         let request = CancelReplayRequest { replay_id: id.clone() };
         let answer = client.cancel_replay(request).await.map_err(refused("CancelReplay"))?;
@@ -157,7 +142,7 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     let id = match &args.follow {
         Some(id) => id.clone(),
         None => {
-            let started = client.start_replay(args.request()).await.map_err(refused("StartReplay"))?;
+            let started = client.start_replay(args.request(&states)).await.map_err(refused("StartReplay"))?;
             let started = replay_of(started.into_inner().replay)?;
             screen.started(&started)?;
             started.id
@@ -225,33 +210,6 @@ fn replay_of(replay: Option<Replay>) -> Result<Replay, Failure> {
     replay.ok_or_else(|| Failure::internal("the service answered without the replay"))
 }
 
-/// What to say when a call is refused, and whether it may succeed later.
-fn refused(call: &'static str) -> impl Fn(Status) -> Failure {
-    move |status| {
-        let words = format!("{call} was refused: {:?}: {}", status.code(), status.message());
-        match status.code() {
-            Code::InvalidArgument => Failure::usage(words),
-            Code::Unavailable | Code::ResourceExhausted => Failure::try_again(words),
-            _ => Failure::other(words),
-        }
-    }
-}
-
-/// A time in RFC 3339, or a span before now.
-fn parse_time(text: &str) -> Result<SystemTime, String> {
-    if let Ok(time) = text.parse::<jiff::Timestamp>() {
-        return Ok(time.into());
-    }
-    let words = || "is no time; allowed are such as 2026-01-21T12:00:00Z, or a span before now: 90m, 2h".to_owned();
-    let days = text.strip_suffix('d').and_then(|days| days.parse::<u32>().ok());
-    let ago = match days {
-        Some(days) => Duration::from_secs(u64::from(days) * 86_400),
-        None => parse_duration(text).map_err(|_| words())?,
-    };
-    let ago = jiff::SignedDuration::try_from(ago).map_err(|_| words())?;
-    jiff::Timestamp::now().checked_sub(ago).map(Into::into).map_err(|_| words())
-}
-
 #[cfg(test)]
 mod tests {
     use clap::Parser as _;
@@ -265,7 +223,8 @@ mod tests {
     }
 
     fn request(line: &str) -> StartReplayRequest {
-        Line::try_parse_from(line.split(' ')).expect("a command line").args.request()
+        let args = Line::try_parse_from(line.split(' ')).expect("a command line").args;
+        args.job.request(&args.states)
     }
 
     #[test]
@@ -280,15 +239,5 @@ mod tests {
         let filter = asked.filter.expect("a filter");
         assert_eq!(filter.create_after.map(|time| time.seconds), Some(1_768_996_800));
         assert_eq!((filter.delivery_ids, filter.states), (vec!["dlv_1".to_owned()], Vec::new()));
-    }
-
-    #[test]
-    fn times_are_given_or_so_long_ago() {
-        for text in ["2026-01-21T12:00:00Z", "90m", "2h", "7d", "0"] {
-            assert!(parse_time(text).is_ok(), "{text}");
-        }
-        for text in ["", "yesterday", "5", "-2h", "99999999999999h"] {
-            assert!(parse_time(text).is_err(), "{text}");
-        }
     }
 }

@@ -3,9 +3,8 @@
 use std::io::{self, IsTerminal as _, Write as _};
 use std::time::{Duration, Instant};
 
-use serde_json::json;
-
 use crate::api::proto::{Replay, ReplayState};
+use crate::cli::client::to_json;
 use crate::cli::{Failure, say};
 
 /// Standard output.
@@ -43,7 +42,7 @@ impl Screen {
     /// A replay was started.
     pub(super) fn started(&mut self, replay: &Replay) -> Result<(), Failure> {
         match self.form {
-            Form::Json => say(&to_json(replay)),
+            Form::Json => say(&to_json(replay)?),
             Form::Bar | Form::Lines if replay.dry_run => say(&format!("{} counts", replay.id)),
             Form::Bar | Form::Lines => say(&format!("{} started", replay.id)),
         }
@@ -56,7 +55,7 @@ impl Screen {
         let (since, before) = *self.first.get_or_insert((now, done));
         let rate = (done - before.min(done)) as f64 / now.duration_since(since).as_secs_f64().max(0.001);
         match self.form {
-            Form::Json => say(&to_json(replay)),
+            Form::Json => say(&to_json(replay)?),
             Form::Bar => draw(&format!("{REDRAW}{} {}", bar(replay), words(replay, rate))),
             Form::Lines if self.printed.is_some_and(|printed| now.duration_since(printed) < LINES_EVERY) => Ok(()),
             Form::Lines => {
@@ -69,7 +68,7 @@ impl Screen {
     /// It has ended.
     pub(super) fn last(&mut self, replay: &Replay) -> Result<(), Failure> {
         match self.form {
-            Form::Json => say(&to_json(replay)),
+            Form::Json => say(&to_json(replay)?),
             Form::Bar => {
                 draw(REDRAW)?;
                 say(&end(replay))
@@ -131,26 +130,6 @@ fn span(seconds: f64) -> String {
     }
 }
 
-fn to_json(replay: &Replay) -> String {
-    let time = |time: &Option<prost_types::Timestamp>| {
-        let time = time.as_ref()?;
-        jiff::Timestamp::new(time.seconds, time.nanos).ok().map(|time| time.to_string())
-    };
-    let state = replay.state().as_str_name();
-    json!({
-        "id": replay.id,
-        "state": state.strip_prefix("REPLAY_STATE_").unwrap_or(state),
-        "dry_run": replay.dry_run,
-        "matched": replay.matched,
-        "replayed": replay.replayed,
-        "skipped": replay.skipped,
-        "error": replay.error,
-        "create_time": time(&replay.create_time),
-        "end_time": time(&replay.end_time),
-    })
-    .to_string()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -177,11 +156,5 @@ mod tests {
         let done = Replay { state: ReplayState::Completed.into(), ..replay(10, 8, 2) };
         assert_eq!(end(&done), "completed: 8 of 10 replayed, 2 skipped");
         assert_eq!(end(&Replay { dry_run: true, ..done }), "10 deliveries match; nothing was replayed");
-    }
-
-    #[test]
-    fn json_is_one_line_with_the_state_by_name() {
-        let line = to_json(&replay(10, 8, 2));
-        assert!(!line.contains('\n') && line.contains(r#""state":"RUNNING""#), "{line}");
     }
 }

@@ -1,0 +1,174 @@
+//! `hooklane dlq`: lists, replays and removes dead letters.
+
+use super::client::{Client, ConnectionArgs, refused, to_json};
+use super::flags::{self, PageArgs};
+use super::show::{Cell, Column, Table, count, time};
+use super::{Failure, note, replay, say};
+use crate::api::proto::{DeadLetter, DeleteDeadLettersRequest, DeleteDeadLettersResponse, ListDeadLettersRequest};
+
+/// List, replay and remove dead letters: deliveries that have failed for good
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    connection: ConnectionArgs,
+    /// Print the service's messages as JSON, one a line
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Clone, clap::Subcommand)]
+enum Command {
+    List(ListArgs),
+    Replay(ReplayArgs),
+    Purge(PurgeArgs),
+}
+
+/// Which dead letters.
+#[derive(Debug, Clone, clap::Args)]
+struct FilterArgs {
+    /// Whose, or '*' for every tenant's [default: the caller's own tenant]
+    #[arg(long, value_name = "TENANT")]
+    tenant: Option<String>,
+    /// Of deliveries to this endpoint, ep_…
+    #[arg(long, value_name = "ID", default_value = "", hide_default_value = true)]
+    endpoint: String,
+    /// Of events of this type, or pattern such as 'order.*'; repeatable
+    #[arg(long = "event-type", value_name = "PATTERN")]
+    event_types: Vec<String>,
+}
+
+/// List dead letters, those that failed last first
+#[derive(Debug, Clone, clap::Args)]
+struct ListArgs {
+    #[command(flatten)]
+    filter: FilterArgs,
+    /// Those that failed since then: a time such as 2026-01-21T12:00:00Z, or so long ago, such as 90m
+    #[arg(long, value_name = "TIME", value_parser = flags::past)]
+    since: Option<prost_types::Timestamp>,
+    /// Those that failed before then
+    #[arg(long, value_name = "TIME", value_parser = flags::past)]
+    until: Option<prost_types::Timestamp>,
+    #[command(flatten)]
+    page: PageArgs,
+}
+
+/// Send dead letters again and watch it: `hooklane replay` of what has failed
+#[derive(Debug, Clone, clap::Args)]
+#[command(after_long_help = "Examples:\n  hooklane dlq replay --dry-run\n  hooklane dlq replay --endpoint \
+                             ep_01h455vb4pex5vsknk084sn02q --since 2h --max-per-second 100")]
+struct ReplayArgs {
+    #[command(flatten)]
+    job: replay::JobArgs,
+}
+
+/// Remove dead letters: only count them, unless --force is given
+///
+/// The deliveries stay: they can be read and retried as before.
+#[derive(Debug, Clone, clap::Args)]
+#[command(
+    after_long_help = "Examples:\n  hooklane dlq purge --endpoint ep_01h455vb4pex5vsknk084sn02q\n  hooklane dlq \
+                             purge --tenant default --until 7d --force\n  hooklane dlq purge dlv_01h455vb4pex5vsknk084sn02q \
+                             --force"
+)]
+struct PurgeArgs {
+    /// Their deliveries, dlv_…
+    #[arg(value_name = "ID", conflicts_with_all = ["tenant", "endpoint", "event_types", "until"])]
+    ids: Vec<String>,
+    #[command(flatten)]
+    filter: FilterArgs,
+    /// Those that failed before then
+    #[arg(long, value_name = "TIME", value_parser = flags::past)]
+    until: Option<prost_types::Timestamp>,
+    /// Really do it
+    #[arg(long)]
+    force: bool,
+}
+
+/// Does what is asked.
+pub async fn run(args: Args) -> Result<(), Failure> {
+    let Args { command, connection, json } = args;
+    match command {
+        Command::List(args) => list(connection.connect().await?, args, json).await,
+        Command::Replay(args) => replay::start(args.job, Vec::new(), connection, json).await,
+        Command::Purge(args) => purge(connection.connect().await?, args, json).await,
+    }
+}
+
+async fn list(mut client: Client, args: ListArgs, json: bool) -> Result<(), Failure> {
+    let mut table = Table::new(&[
+        Column::left("delivery"),
+        Column::left("failed"),
+        Column::right("attempts"),
+        Column::left("event type"),
+        Column::left("endpoint"),
+        Column::left("reason"),
+        Column::left("kept until"),
+    ]);
+    let mut pages = args.page.pages();
+    while let Some((page_size, page_token)) = pages.next() {
+        let request = ListDeadLettersRequest {
+            tenant: args.filter.tenant.clone().unwrap_or_default(),
+            endpoint_id: args.filter.endpoint.clone(),
+            event_types: args.filter.event_types.clone(),
+            dead_after: args.since,
+            dead_before: args.until,
+            page_size,
+            page_token,
+        };
+        let page = client.list_dead_letters(request).await.map_err(refused("ListDeadLetters"))?.into_inner();
+        pages.take(page.dead_letters.len(), page.next_page_token);
+        match json {
+            true => page.dead_letters.iter().try_for_each(|letter| say(&to_json(letter)?))?,
+            false => table.print(&page.dead_letters.iter().map(row).collect::<Vec<_>>())?,
+        }
+    }
+    pages.end();
+    Ok(())
+}
+
+fn row(letter: &DeadLetter) -> Vec<Cell> {
+    vec![
+        Cell::new(&letter.delivery_id),
+        Cell::new(time(letter.dead_time.as_ref())),
+        Cell::new(letter.attempts.to_string()),
+        Cell::new(&letter.event_type),
+        Cell::new(&letter.endpoint_id),
+        Cell::new(&letter.failure_reason),
+        Cell::new(time(letter.expire_time.as_ref())),
+    ]
+}
+
+async fn purge(mut client: Client, args: PurgeArgs, json: bool) -> Result<(), Failure> {
+    let request = DeleteDeadLettersRequest {
+        delivery_ids: args.ids,
+        tenant: args.filter.tenant.unwrap_or_default(),
+        endpoint_id: args.filter.endpoint,
+        event_types: args.filter.event_types,
+        dead_before: args.until,
+        force: args.force,
+    };
+    let mut whole = DeleteDeadLettersResponse::default();
+    loop {
+        let answer = client.delete_dead_letters(request.clone()).await.map_err(refused("DeleteDeadLetters"))?;
+        let answer = answer.into_inner();
+        whole.matched = whole.matched.max(whole.deleted + answer.matched);
+        whole.deleted += answer.deleted;
+        // One call works for so long at most and leaves the rest to the next.
+        if !args.force || answer.deleted == 0 || answer.deleted >= answer.matched {
+            break;
+        }
+    }
+    if json {
+        return say(&to_json(&whole)?);
+    }
+    match args.force {
+        true => say(&format!("{} dead letters are removed", count(whole.deleted))),
+        false => {
+            say(&format!("{} dead letters match; none was removed", count(whole.matched)))?;
+            note("--force removes them");
+            Ok(())
+        }
+    }
+}

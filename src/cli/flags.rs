@@ -1,0 +1,192 @@
+//! What flags of several commands are made of: times, spans, pairs, names of enums, contents of files, how much of a list.
+
+use std::io::Read as _;
+use std::path::Path;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+
+use super::client::from_json;
+use super::{Failure, parse_duration};
+use crate::config::parse_span;
+
+/// A time in RFC 3339, or a span before now: `90m`, `7d`.
+pub(super) fn past(text: &str) -> Result<prost_types::Timestamp, String> {
+    moment(text, "before").ok_or_else(|| {
+        "is no time; allowed are such as 2026-01-21T12:00:00Z, or a span before now: 90m, 2h, 7d".to_owned()
+    })
+}
+
+/// A time in RFC 3339, or a span from now: `90m`, `7d`.
+pub(super) fn future(text: &str) -> Result<prost_types::Timestamp, String> {
+    moment(text, "after").ok_or_else(|| {
+        "is no time; allowed are such as 2026-01-21T12:00:00Z, or a span from now: 90m, 2h, 7d".to_owned()
+    })
+}
+
+fn moment(text: &str, side: &str) -> Option<prost_types::Timestamp> {
+    let time = match text.parse::<jiff::Timestamp>() {
+        Ok(time) => time,
+        Err(_) => {
+            let span = parse_span(text).or_else(|_| parse_duration(text)).ok()?;
+            let span = jiff::SignedDuration::try_from(span).ok()?;
+            let now = jiff::Timestamp::now();
+            if side == "before" { now.checked_sub(span).ok()? } else { now.checked_add(span).ok()? }
+        }
+    };
+    Some(prost_types::Timestamp { seconds: time.as_second(), nanos: time.subsec_nanosecond() })
+}
+
+/// `250ms`, `30s`, `5m`, `24h`, `7d`.
+pub(super) fn span(text: &str) -> Result<prost_types::Duration, String> {
+    let span = parse_span(text)?;
+    prost_types::Duration::try_from(span).map_err(|_| "is too long".to_owned())
+}
+
+/// `name=value`.
+pub(super) fn pair(text: &str) -> Result<(String, String), String> {
+    let split = text.split_once('=').filter(|(name, _)| !name.is_empty());
+    let (name, value) = split.ok_or("is no pair; allowed is NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+/// `Name: value`.
+pub(super) fn header(text: &str) -> Result<(String, String), String> {
+    let split = text.split_once(':').filter(|(name, _)| !name.trim().is_empty());
+    let (name, value) = split.ok_or("is no header; allowed is 'Name: value'")?;
+    Ok((name.trim().to_owned(), value.trim().to_owned()))
+}
+
+/// One of the names of an enum of the contract, without its prefix and in lower case.
+pub(super) fn one_of<E: Clone + Send + Sync + 'static>(
+    prefix: &'static str,
+    names: &'static [&'static str],
+    parse: fn(&str) -> Option<E>,
+) -> impl TypedValueParser<Value = E> {
+    PossibleValuesParser::new(names).try_map(move |text| {
+        let name = format!("{prefix}_{}", text.replace('-', "_").to_uppercase());
+        parse(&name).ok_or_else(|| format!("there is no {name}"))
+    })
+}
+
+/// A file, or standard input where it is `-`.
+pub(super) fn read(path: &str) -> Result<Vec<u8>, Failure> {
+    let cannot = |error| Failure::usage(format!("{} cannot be read: {error}", shown(path)));
+    let mut content = Vec::new();
+    match path {
+        "-" => std::io::stdin().lock().read_to_end(&mut content).map(|_| ()).map_err(cannot)?,
+        _ => content = std::fs::read(Path::new(path)).map_err(cannot)?,
+    }
+    Ok(content)
+}
+
+/// A message of the contract as JSON in a file, or on standard input where it is `-`.
+pub(super) fn read_message<M: prost::Name + Default>(path: &str) -> Result<M, Failure> {
+    let text =
+        String::from_utf8(read(path)?).map_err(|_| Failure::usage(format!("{} is no text in UTF-8", shown(path))))?;
+    from_json(&shown(path), &text)
+}
+
+fn shown(path: &str) -> String {
+    if path == "-" { "standard input".to_owned() } else { path.to_owned() }
+}
+
+/// A secret alone in a file, or on standard input where it is `-`; empty where none is given.
+pub(super) fn read_secret(path: Option<&str>) -> Result<String, Failure> {
+    let Some(path) = path else { return Ok(String::new()) };
+    let wrong = |words: &str| Failure::usage(format!("--secret-file {path} {words}"));
+    let text = String::from_utf8(read(path)?).map_err(|_| wrong("holds no text"))?;
+    // An empty file is a mistake in a script, not a wish for a generated secret.
+    let secret = text.trim();
+    if secret.is_empty() { Err(wrong("is empty")) } else { Ok(secret.to_owned()) }
+}
+
+/// How much of a list is wanted.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub(super) struct PageArgs {
+    /// How many to show at most, newest first
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..))]
+    limit: u64,
+    /// Show all there are
+    #[arg(long, conflicts_with = "limit")]
+    all: bool,
+}
+
+/// A list as it is read, page by page.
+#[derive(Debug)]
+pub(super) struct Pages {
+    left: u64,
+    token: Option<String>,
+}
+
+/// More in a page than that are not given.
+const PAGE_MAX: u64 = 500;
+
+impl PageArgs {
+    pub(super) const fn pages(self) -> Pages {
+        Pages { left: if self.all { u64::MAX } else { self.limit }, token: Some(String::new()) }
+    }
+}
+
+impl Pages {
+    /// Size and token of the next page to ask for; `None` at the end.
+    pub(super) fn next(&mut self) -> Option<(i32, String)> {
+        let size = self.left.min(PAGE_MAX);
+        let token = if size == 0 { None } else { self.token.take() };
+        token.map(|token| (i32::try_from(size).unwrap_or(i32::MAX), token))
+    }
+
+    /// A page came: how much was in it, and where the next begins.
+    pub(super) fn take(&mut self, count: usize, next_page_token: String) {
+        self.left = self.left.saturating_sub(count as u64);
+        self.token = Some(next_page_token).filter(|token| !token.is_empty());
+    }
+
+    /// Tells whoever reads a table that it is not all.
+    pub(super) fn end(&self) {
+        if self.token.is_some() {
+            super::note("there are more: --limit N shows N, --all shows all");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_given_or_so_long_from_now() {
+        for text in ["2026-01-21T12:00:00Z", "90m", "2h", "1.5h", "7d", "0"] {
+            assert!(past(text).is_ok() && future(text).is_ok(), "{text}");
+        }
+        for text in ["", "yesterday", "5", "-2h", "99999999999999h"] {
+            assert!(past(text).is_err() && future(text).is_err(), "{text}");
+        }
+        assert_eq!(past("2026-01-21T12:00:00Z").map(|time| time.seconds), Ok(1_768_996_800));
+        assert!(past("1h").unwrap().seconds < future("1h").unwrap().seconds - 7_000);
+    }
+
+    #[test]
+    fn pairs_and_headers_have_both_parts() {
+        let two = |name: &str, value: &str| Ok((name.to_owned(), value.to_owned()));
+        assert_eq!(pair("team=a=b"), two("team", "a=b"));
+        assert_eq!(header("X-Team:  a:b "), two("X-Team", "a:b"));
+        assert!(pair("team").is_err() && pair("=b").is_err() && header("X-Team").is_err() && header(": b").is_err());
+    }
+
+    #[test]
+    fn a_list_is_read_to_its_limit_or_its_end() {
+        let pages = |limit, all| PageArgs { limit, all }.pages();
+        let mut limited = pages(600, false);
+        assert_eq!(limited.next(), Some((500, String::new())));
+        limited.take(500, "a".to_owned());
+        assert_eq!(limited.next(), Some((100, "a".to_owned())));
+        limited.take(100, "b".to_owned());
+        assert_eq!(limited.next(), None);
+        let mut all = pages(1, true);
+        assert_eq!(all.next(), Some((500, String::new())));
+        all.take(0, "a".to_owned());
+        assert_eq!(all.next(), Some((500, "a".to_owned())), "an empty page is not the end");
+        all.take(3, String::new());
+        assert_eq!(all.next(), None);
+    }
+}
