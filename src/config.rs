@@ -4,13 +4,17 @@
 
 mod alerts;
 mod edge;
+mod reference;
 mod retry;
+mod settings;
 mod source;
 mod values;
 
 use std::collections::BTreeMap;
 
-pub use self::source::{Flags, SettingProblems};
+pub use self::reference::{Described, describe, markdown};
+use self::settings::{Built, SETTINGS, Setting};
+pub use self::source::{Effective, Flags, SettingProblems};
 use self::source::{Reader, Source};
 pub(crate) use self::values::parse_span;
 use self::values::{parse_addr, parse_bool, parse_cidrs, parse_rate, parse_retention, parse_roles, parse_within};
@@ -53,92 +57,7 @@ pub struct Config {
     pub telemetry: telemetry::Config,
 }
 
-/// Every setting that there is: its key in the file, and what it is for.
-pub(crate) const SETTINGS: &[Setting] = &[
-    Setting::new("alerts.backlog_age", "an alert once a due delivery of an endpoint has waited so long", Built::Yes),
-    Setting::new("alerts.backlog_outstanding", "an alert once an endpoint has so many outstanding", Built::Yes),
-    Setting::new("alerts.dead_letters", "an alert once so many of an endpoint's fail in the window", Built::Yes),
-    Setting::new("alerts.failing", "an alert, and raised, at so many failures of an endpoint in a row", Built::Yes),
-    Setting::new("alerts.failure_rate", "an alert once such a share of attempts in the window fails", Built::Yes),
-    Setting::new("alerts.failure_rate_attempts", "fewer attempts in the window say nothing", Built::Yes),
-    Setting::new("alerts.retention", "how long closed alerts are kept", Built::Yes),
-    Setting::new("alerts.window", "how far back attempts and dead letters count", Built::Yes),
-    Setting::new("auth", "none, api-key or mtls", Built::Yes),
-    Setting::new("cloudevents.source", "the source of CloudEvents; {tenant} stands for the event's tenant", Built::Yes),
-    Setting::new("database.connections", "connections to the database this replica opens at most", Built::Yes),
-    Setting::new("database.notify", "whether this replica wakes the others by NOTIFY", Built::Yes),
-    Setting::new("database.url", "the primary, postgres://…", Built::Yes).secret().env("DATABASE_URL"),
-    Setting::new("egress.allow_cidrs", "otherwise forbidden ranges that may be dialled, comma-separated", Built::Yes),
-    Setting::new("egress.allow_http", "plain http receivers", Built::Yes),
-    Setting::new("encryption.keys", "id:base64,…, the first encrypts", Built::No).secret(),
-    Setting::new("engine.in_flight_max", "requests under way at once in this replica, about", Built::Yes),
-    Setting::new("grpc.addr", "gRPC and gRPC-Web; port 0 picks one", Built::Yes),
-    Setting::new("grpc.reflection", "server reflection", Built::Yes),
-    Setting::new("limits.calls_per_key", "calls under way of one credential, open streams among them", Built::Yes),
-    Setting::new("limits.connections_per_address", "connections of one address at once", Built::Yes),
-    Setting::new("limits.payload_bytes", "the largest payload of an event", Built::Yes),
-    Setting::new("limits.requests_per_second", "calls of one credential in a second; 0 for any number", Built::Yes),
-    Setting::new("limits.streams_per_key", "open streams of one credential", Built::Yes),
-    Setting::new("log", "a tracing filter, such as info or hooklane=debug", Built::Yes),
-    Setting::new("log.format", "text or json", Built::Yes),
-    Setting::new("ops.addr", "/livez /readyz /health; port 0 picks one", Built::Yes),
-    Setting::new("queue.max_outstanding", "outstanding deliveries at most", Built::Yes),
-    Setting::new("queue.max_outstanding_per_endpoint", "outstanding deliveries of one endpoint at most", Built::Yes),
-    Setting::new("rate.global_per_second", "requests a second of all replicas together, or unlimited", Built::Yes),
-    Setting::new("rate.tenant_per_second", "the same for each tenant", Built::Yes),
-    Setting::new("retention.dead_letters", "how long a failed delivery is a dead letter", Built::Yes),
-    Setting::new("retention.failed", "how long failed deliveries are kept", Built::No),
-    Setting::new("retention.succeeded", "how long succeeded deliveries are kept", Built::No),
-    Setting::new("retry.event_policies", "retries by event type, such as order.*: 1m 5m 30m 2h 24h", Built::Yes),
-    Setting::new("retry.policy", "retries of endpoints that do not say: exponential, long, or delays", Built::Yes),
-    Setting::new("roles", "what this replica does: api, worker or both, comma-separated", Built::Yes),
-    Setting::new("shutdown.grace", "how long requests under way may go on after SIGTERM", Built::Yes),
-    Setting::new("tls.cert_file", "the gRPC port's certificate chain, in PEM", Built::Yes),
-    Setting::new("tls.client_ca_file", "who signs the certificates that callers must have, in PEM", Built::Yes),
-    Setting::new(
-        "tls.clients",
-        "who calls with which certificate, such as uri:spiffe://prod/shop publisher shop",
-        Built::Yes,
-    ),
-    Setting::new("tls.key_file", "the certificate's private key, in PEM", Built::Yes),
-];
-
-/// One setting.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Setting {
-    pub(crate) key: &'static str,
-    /// What it is for.
-    pub(crate) purpose: &'static str,
-    built: Built,
-    is_secret: bool,
-    env: Option<&'static str>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Built {
-    Yes,
-    /// Setting it stops the start: nothing is accepted and ignored.
-    No,
-}
-
-impl Setting {
-    const fn new(key: &'static str, purpose: &'static str, built: Built) -> Self {
-        Self { key, purpose, built, is_secret: false, env: None }
-    }
-
-    const fn secret(self) -> Self {
-        Self { is_secret: true, ..self }
-    }
-
-    const fn env(self, name: &'static str) -> Self {
-        Self { env: Some(name), ..self }
-    }
-
-    /// Its name in the environment.
-    pub(crate) fn variable(&self) -> String {
-        self.env.map_or_else(|| format!("HOOKLANE_{}", self.key.replace('.', "_").to_uppercase()), str::to_owned)
-    }
-}
+const DATABASE_URL_ALLOWED: &str = "allowed is postgres://user:password@host:port/database";
 
 impl Config {
     /// Reads the settings of this process. `environment` holds its variables.
@@ -147,10 +66,20 @@ impl Config {
         flags: &Flags,
         environment: BTreeMap<String, String>,
     ) -> Result<Self, SettingProblems> {
+        Self::explain(profile, flags, environment).map(|(config, _)| config)
+    }
+
+    /// The same, and what each setting is and comes from.
+    pub fn explain(
+        profile: Profile,
+        flags: &Flags,
+        environment: BTreeMap<String, String>,
+    ) -> Result<(Self, Vec<Effective>), SettingProblems> {
         let source = Source::gather(flags, environment)?;
         let mut reader = Reader::new(source);
         let config = Self::read(profile, flags, &mut reader);
-        reader.finish(config)
+        let effective = reader.effective();
+        Ok((reader.finish(config)?, effective))
     }
 
     /// `None` where a setting was refused. Everything is read before that is looked at, so that every problem shows.
@@ -173,7 +102,12 @@ impl Config {
         let reflection = reader.get("grpc.reflection", "true", parse_bool);
         let ops_addr = reader.get("ops.addr", "127.0.0.1:9464", parse_addr);
         let database_url = reader.get("database.url", "", |text| match text {
-            "" if !is_dev => Err("is not set; allowed is postgres://user:password@host:port/database".to_owned()),
+            "" if is_dev => Ok(String::new()),
+            "" => Err(format!("is not set; {DATABASE_URL_ALLOWED}")),
+            // The driver takes any scheme for its own.
+            _ if !text.starts_with("postgres://") && !text.starts_with("postgresql://") => {
+                Err(format!("is no URL of PostgreSQL; {DATABASE_URL_ALLOWED}"))
+            }
             _ => Ok(text.to_owned()),
         });
         let connections_max = reader.get("database.connections", "12", |text| parse_within(text, 6, 1_000));

@@ -1,7 +1,8 @@
 """What the checks share: where things are, the chart rendered for a set of values, programs run."""
 
+import functools
+import json
 import pathlib
-import re
 import subprocess
 import tempfile
 
@@ -66,26 +67,24 @@ def pod_specs(objects):
 
 
 def settings():
-    """Every setting of the program, read off src/config.rs: its key in the file, and its names in the environment."""
-    return {key: names for key, names, _ in read_settings()}
+    """Every setting, as the program tells: its key in the file, and its names in the environment."""
+    return {one["key"]: names(one) for one in read_settings()}
 
 
 def unbuilt():
     """The names in the environment of settings that still stop the start."""
-    return set().union(*(names for _, names, is_built in read_settings() if not is_built))
+    return set().union(*(names(one) for one in read_settings() if not one["is_built"]))
 
 
+def names(setting):
+    return {setting["variable"], setting["file_variable"]} - {None}
+
+
+@functools.cache
 def read_settings():
-    source = (ROOT / "src" / "config.rs").read_text()
-    table = source[source.index("const SETTINGS") :]
-    table = table[: table.index("\n];")]
-    found = []
-    for entry in re.split(r"Setting::new\(", table)[1:]:
-        key = re.match(r'\s*"([^"]+)"', entry).group(1)
-        named = re.search(r'\.env\(\s*"([^"]+)"', entry)
-        variable = named.group(1) if named else "HOOKLANE_" + key.replace(".", "_").upper()
-        names = {variable, variable + "_FILE"} if ".secret()" in entry else {variable}
-        found.append((key, names, "Built::Yes" in entry))
+    code, said = run(PROGRAM, "settings", "--json")
+    assert code == 0, said
+    found = [json.loads(line) for line in said.splitlines()]
     assert len(found) > 20, "the settings were found"
     return found
 

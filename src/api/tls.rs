@@ -77,6 +77,11 @@ impl Tls {
         Ok(Self(receiver))
     }
 
+    /// Whether the files can be used, without using them.
+    pub fn check(config: &Config) -> Result<(), Error> {
+        Files::read(config)?.server_config(config).map(|_| ())
+    }
+
     /// For the next connection.
     pub(super) fn current(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.0.borrow())

@@ -3,6 +3,7 @@
 //! A command is a module with `Args` (clap) and `run(args)`. What a command does belongs into its module, not here.
 
 pub mod bench;
+pub mod check_config;
 mod client;
 pub mod completions;
 pub mod delivery;
@@ -20,6 +21,7 @@ pub mod publish;
 pub mod replay;
 mod secrets;
 pub mod serve;
+pub mod settings;
 mod show;
 pub mod stats;
 pub mod tail;
@@ -63,6 +65,8 @@ enum Command {
     Dev(Box<dev::Args>),
     Serve(Box<serve::Args>),
     Migrate(migrate::Args),
+    CheckConfig(Box<check_config::Args>),
+    Settings(settings::Args),
     Health(Box<health::Args>),
     Key(Box<key::Args>),
     Endpoint(Box<endpoint::Args>),
@@ -88,6 +92,8 @@ impl Cli {
             Command::Dev(args) => dev::run(*args).await,
             Command::Serve(args) => serve::run(*args).await,
             Command::Migrate(args) => migrate::run(args).await,
+            Command::CheckConfig(args) => check_config::run(*args),
+            Command::Settings(args) => settings::run(&args),
             Command::Health(args) => health::run(*args).await,
             Command::Key(args) => key::run(*args).await,
             Command::Endpoint(args) => endpoint::run(*args).await,

@@ -45,6 +45,11 @@ pub async fn run(args: Args) -> Result<(), Failure> {
 
 /// Reads the settings of this process.
 pub(super) fn load(profile: Profile, flags: &Flags) -> Result<Config, Failure> {
+    Config::load(profile, flags, environment(profile)).map_err(|problems| Failure::usage(problems.to_string()))
+}
+
+/// The variables that settings are read from.
+pub(super) fn environment(profile: Profile) -> BTreeMap<String, String> {
     let mut environment: BTreeMap<String, String> = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .collect();
@@ -52,7 +57,7 @@ pub(super) fn load(profile: Profile, flags: &Flags) -> Result<Config, Failure> {
         // Many a shell exports it for another program, whose database must not be migrated by a trial of this one.
         environment.retain(|name, _| !name.starts_with("DATABASE_URL"));
     }
-    Config::load(profile, flags, environment).map_err(|problems| Failure::usage(problems.to_string()))
+    environment
 }
 
 /// Starts a replica and says so.

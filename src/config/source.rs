@@ -42,7 +42,7 @@ impl fmt::Display for SettingProblems {
 }
 
 /// What was set, by key.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Source {
     values: HashMap<&'static str, Value>,
     problems: Vec<String>,
@@ -58,17 +58,18 @@ struct Value {
 impl Source {
     /// File, environment and flags, the later over the earlier. Fails where the file cannot be read at all.
     pub(super) fn gather(flags: &Flags, environment: BTreeMap<String, String>) -> Result<Self, SettingProblems> {
-        let mut source = Self { values: HashMap::new(), problems: Vec::new() };
+        let mut source = Self::default();
         if let Some(path) = &flags.config {
             source.add_file(path)?;
         }
         source.add_environment(environment);
-        for (key, flag, value) in [
-            ("grpc.addr", "--grpc-addr", &flags.grpc_addr),
-            ("ops.addr", "--ops-addr", &flags.ops_addr),
-            ("roles", "--roles", &flags.roles),
-            ("database.url", "--database-url", &flags.database_url),
+        for (key, value) in [
+            ("grpc.addr", &flags.grpc_addr),
+            ("ops.addr", &flags.ops_addr),
+            ("roles", &flags.roles),
+            ("database.url", &flags.database_url),
         ] {
+            let flag = Setting::find(key).and_then(|setting| setting.flag).unwrap_or(key);
             if let Some(text) = value {
                 source.values.insert(key, Value { text: text.clone(), name: flag.to_owned() });
             }
@@ -84,7 +85,7 @@ impl Source {
         flatten("", &table, &mut found);
         for (key, value) in found {
             let name = format!("{key} in {}", path.display());
-            match (setting(&key), value) {
+            match (Setting::find(&key), value) {
                 (None, _) => self.problems.push(format!("{name}: is an unknown setting")),
                 (Some(known), Some(text)) => self.add(known, name, text),
                 (Some(_), None) => {
@@ -119,13 +120,9 @@ impl Source {
             Built::Yes => {
                 self.values.insert(setting.key, Value { text, name });
             }
-            Built::No => self.problems.push(format!("{name}: {} is not built yet; leave it out", setting.purpose)),
+            Built::No => self.problems.push(format!("{name}: is not built yet; leave it out")),
         }
     }
-}
-
-fn setting(key: &str) -> Option<&'static Setting> {
-    SETTINGS.iter().find(|setting| setting.key == key)
 }
 
 /// Variables of our prefix that are no settings: of other commands, and those that Kubernetes sets in every pod for a
@@ -151,7 +148,8 @@ fn is_for_others(name: &str) -> bool {
 fn flatten(prefix: &str, table: &toml::Table, found: &mut Vec<(String, Option<String>)>) {
     for (name, value) in table {
         let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
-        let key = if key == "log.filter" { "log".to_owned() } else { key };
+        let named = SETTINGS.iter().find(|setting| setting.file_key() == key);
+        let key = named.map_or(key, |setting| setting.key.to_owned());
         match value {
             toml::Value::Table(inner) => flatten(&key, inner, found),
             toml::Value::Array(items) => {
@@ -176,11 +174,45 @@ fn scalar(value: &toml::Value) -> Option<String> {
 #[derive(Debug)]
 pub(super) struct Reader {
     source: Source,
+    /// What was asked for, and its default.
+    asked: Vec<(&'static Setting, String)>,
+}
+
+/// What a setting is here, and where that comes from.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Effective {
+    /// Its key in a file.
+    pub key: &'static str,
+    /// Its value; `None` of a secret.
+    pub value: Option<String>,
+    /// How whoever set it calls it; `None` where it is the default.
+    pub source: Option<String>,
 }
 
 impl Reader {
     pub(super) const fn new(source: Source) -> Self {
-        Self { source }
+        Self { source, asked: Vec::new() }
+    }
+
+    /// Every setting that was read, with its default.
+    pub(super) fn asked(&self) -> &[(&'static Setting, String)] {
+        &self.asked
+    }
+
+    /// Every setting that was read, with its value.
+    pub(super) fn effective(&self) -> Vec<Effective> {
+        let one = |(setting, default): &(&'static Setting, String)| {
+            let set = self.source.values.get(setting.key);
+            let value = set.map_or_else(|| default.clone(), |value| value.text.clone());
+            Effective {
+                key: setting.file_key(),
+                value: (!setting.is_secret).then_some(value),
+                source: set.map(|value| value.name.clone()),
+            }
+        };
+        let mut all: Vec<_> = self.asked.iter().map(one).collect();
+        all.sort_by_key(|setting| setting.key);
+        all
     }
 
     /// A setting's value, or `default`, which `parse` must accept. `None` where it is refused: its problem is reported at
@@ -191,12 +223,13 @@ impl Reader {
         default: &str,
         parse: impl Fn(&str) -> Result<T, String>,
     ) -> Option<T> {
-        debug_assert!(setting(key).is_some_and(|known| known.built == Built::Yes), "{key} is no built setting");
+        debug_assert!(Setting::find(key).is_some_and(|known| known.built == Built::Yes), "{key} is no built setting");
+        self.asked.extend(Setting::find(key).map(|setting| (setting, default.to_owned())));
         let (text, name) = match self.source.values.get(key) {
             Some(value) => (value.text.clone(), value.name.clone()),
-            None => (default.to_owned(), setting(key).map(Setting::variable).unwrap_or_default()),
+            None => (default.to_owned(), Setting::find(key).map(Setting::variable).unwrap_or_default()),
         };
-        let is_secret = setting(key).is_some_and(|known| known.is_secret);
+        let is_secret = Setting::find(key).is_some_and(|known| known.is_secret);
         let refused = |problem| match is_secret || text.is_empty() {
             true => format!("{name}: {problem}"),
             false => format!("{name}: {text:?} {problem}"),

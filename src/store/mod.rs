@@ -67,7 +67,7 @@ pub use self::lists::DeliveryFilter;
 pub use self::notes::{NAMED_MAX, Note, Work};
 pub use self::operate::{CancelRefused, RetryRefused};
 pub use self::order::{Place as OrderPlace, Walk as OrderWalk};
-pub use self::pool::{Config, ConnectError, Retention};
+pub use self::pool::{Config, ConnectError, Retention, check_url};
 pub use self::publish::{PublishError, Published, PublishedDelivery, Publisher};
 pub use self::queue::{
     AttemptRecord, CANCELED_REASON, Claimed, Claims, Completion, Due, EXPIRED_REASON, Elsewhere, Followed, LEASE,

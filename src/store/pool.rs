@@ -126,6 +126,11 @@ pub(super) struct Pools {
     pub(super) session_options: PgConnectOptions,
 }
 
+/// Whether the URL is one of a database, without calling there.
+pub fn check_url(url: &str) -> Result<(), ConnectError> {
+    PgConnectOptions::from_str(url).map(|_| ()).map_err(ConnectError::Url)
+}
+
 /// The pools and what the session is opened with: together `connections_max` connections.
 pub(super) async fn connect(config: &Config) -> Result<Pools, ConnectError> {
     let options = PgConnectOptions::from_str(&config.database_url)

@@ -1,6 +1,7 @@
 //! The command line for people, as programs of their own against a running service: what they do, print and exit with.
 
 mod calling;
+mod checking;
 mod completing;
 mod delivering;
 mod refusing;
