@@ -56,11 +56,12 @@ impl Files {
         let files = Self { folder: tempfile::tempdir().expect("a folder") };
         files.write("ca", &issuer.pem());
         let text = |text: &str| Ia5String::try_from(text).expect("ASCII");
-        for (name, known_as) in
-            [("server", SanType::DnsName(text("hooks.example"))), ("client", SanType::DnsName(text("ops.example")))]
-        {
+        for (name, known_as) in [("server", "hooks.example"), ("client", "ops.example"), ("expired", "hooks.example")] {
             let mut params = CertificateParams::new(Vec::new()).expect("parameters");
-            params.subject_alt_names = vec![known_as];
+            params.subject_alt_names = vec![SanType::DnsName(text(known_as))];
+            if name == "expired" {
+                params.not_after = rcgen::date_time_ymd(2020, 1, 1);
+            }
             let key = KeyPair::generate().expect("a key");
             files.write(name, &params.signed_by(&key, &issuer).expect("signed").pem());
             files.write(&format!("{name}-key"), &key.serialize_pem());
@@ -99,6 +100,15 @@ async fn commands_speak_tls_and_trust_whom_they_are_told_to() {
         let (code, _, error) = stage.run(&[&list[..], flags].concat()).await;
         assert!(code == Some(69) && error.contains(part), "{code:?} {error}");
     }
+}
+
+#[tokio::test]
+async fn a_certificate_that_has_expired_is_told() {
+    let files = Files::new();
+    let (cert, key, ca) = (files.path("expired"), files.path("expired-key"), files.path("ca"));
+    let stage = Stage::set(&[("HOOKLANE_TLS_CERT_FILE", &cert), ("HOOKLANE_TLS_KEY_FILE", &key)]).await;
+    let (code, _, error) = stage.run(&["health", "--grpc", "--ca-file", &ca, "--tls-name", "hooks.example"]).await;
+    assert!(code == Some(75) && error.contains("certificate expired"), "{code:?} {error}");
 }
 
 #[tokio::test]
