@@ -25,6 +25,7 @@ pub mod settings;
 mod show;
 pub mod stats;
 pub mod tail;
+pub mod top;
 pub mod verify;
 
 use std::io::{self, Write as _};
@@ -76,6 +77,7 @@ enum Command {
     Replay(Box<replay::Args>),
     Stats(Box<stats::Args>),
     Tail(Box<tail::Args>),
+    Top(Box<top::Args>),
     Listen(Box<listen::Args>),
     Verify(Box<verify::Args>),
     Completions(completions::Args),
@@ -103,6 +105,7 @@ impl Cli {
             Command::Replay(args) => replay::run(*args).await,
             Command::Stats(args) => stats::run(*args).await,
             Command::Tail(args) => tail::run(*args).await,
+            Command::Top(args) => top::run(*args).await,
             Command::Listen(args) => listen::run(*args).await,
             Command::Verify(args) => verify::run(*args).await,
             Command::Completions(args) => completions::run(&args),

@@ -6,6 +6,7 @@ mod completing;
 mod delivering;
 mod refusing;
 mod tailing;
+mod topping;
 
 use hooklane::cli::listen::{Behaviour, Receiver, ReceiverOptions};
 use serde_json::Value;
