@@ -4,6 +4,7 @@
 
 mod alerts;
 mod edge;
+mod encryption;
 mod reference;
 mod retry;
 mod settings;
@@ -122,6 +123,7 @@ impl Config {
         let filter = reader.get("log", telemetry::DEFAULT_FILTER, telemetry::parse_filter);
         let format = reader.get("log.format", "text", telemetry::parse_format);
         let alerts = alerts::read(reader);
+        let encryption = encryption::read(profile, reader);
         let edge = edge?;
         let rules = EgressRules { allow_http: allow_http?, allow_cidrs: allow_cidrs? };
         Some(Self {
@@ -145,6 +147,7 @@ impl Config {
                     outstanding_per_endpoint_max: outstanding_per_endpoint_max?,
                 },
                 retention: store::Retention { dead_letters: dead_letters? },
+                encryption: encryption?,
             },
             egress: egress::Config { rules, user_agent: concat!("hooklane/", env!("CARGO_PKG_VERSION")).to_owned() },
             engine: engine::Config {
@@ -182,6 +185,16 @@ mod tests {
         assert!(config.egress.rules.allow_http && config.roles.api && config.roles.worker);
         assert_eq!(config.api.payload_bytes_max, 262_144);
         assert_eq!(config.api.edge.auth, api::Auth::None);
+    }
+
+    #[test]
+    fn what_is_printed_for_debugging_has_no_secret() {
+        let secrets = [
+            ("DATABASE_URL", "postgres://u:canary-password@localhost/x"),
+            ("HOOKLANE_ENCRYPTION_KEYS", "k1:AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE="),
+        ];
+        let shown = format!("{:?}", load(Profile::Serve, &secrets).expect("good"));
+        assert!(!shown.contains("canary") && !shown.contains("AQEB") && shown.contains("k1"), "{shown}");
     }
 
     #[test]

@@ -34,7 +34,7 @@ class Unit(unittest.TestCase):
     def test_it_names_settings_and_exit_codes_of_the_program(self):
         known = set().union(*support.settings().values())
         named = set(re.findall(r"\b(HOOKLANE_[A-Z_]+|DATABASE_URL[A-Z_]*)=", UNIT.read_text()))
-        self.assertEqual(named, {"DATABASE_URL_FILE"})
+        self.assertEqual(named, {"DATABASE_URL_FILE", "HOOKLANE_ENCRYPTION_KEYS_FILE"})
         self.assertLessEqual(named, known)
         code, said = support.run(support.PROGRAM, "--help")
         self.assertEqual(code, 0)

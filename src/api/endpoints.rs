@@ -117,7 +117,7 @@ impl Webhooks {
             if spec == current.spec {
                 return Ok(proto::UpdateEndpointResponse { endpoint: Some(to_proto(current, caller)) });
             }
-            match self.services.store.update_endpoint(id, current.version, &spec).await {
+            match self.services.store.update_endpoint(&current.tenant, id, current.version, &spec).await {
                 Ok(endpoint) => {
                     return Ok(proto::UpdateEndpointResponse { endpoint: Some(to_proto(endpoint, caller)) });
                 }

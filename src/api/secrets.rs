@@ -51,7 +51,16 @@ impl Webhooks {
             }
             let scheme = scheme.unwrap_or_else(|| implied_scheme(&request.secret, current.spec.signature_scheme));
             let Some(secret) = secret_for(scheme, &request.secret, &mut v)? else { return Err(v.into_status()) };
-            let rotation = Rotation { endpoint: id, version: current.version, scheme, secret, overlap };
+            let newest = current.secrets.iter().map(|secret| secret.version).max().unwrap_or_default();
+            let rotation = Rotation {
+                tenant: current.tenant,
+                endpoint: id,
+                version: current.version,
+                scheme,
+                secret,
+                secret_version: newest.cast_signed() + 1,
+                overlap,
+            };
             match self.services.store.rotate_secret(&rotation).await {
                 Ok(previous) => {
                     return Ok(proto::RotateSecretResponse {
@@ -74,8 +83,9 @@ impl Webhooks {
         former: SignatureScheme,
         wanted: SignatureScheme,
     ) -> Result<bool, Status> {
-        let lanes = self.services.store.lane_endpoints(&[id]).await?;
-        let mut secrets = lanes.iter().flat_map(|lane| &lane.secrets).filter(|secret| secret.scheme == former);
+        let Some((_, lane)) = self.services.store.lane_endpoints(&[id]).await?.pop() else { return Ok(true) };
+        let lane = lane?;
+        let mut secrets = lane.secrets.iter().filter(|secret| secret.scheme == former);
         Ok(secrets.all(|one| Secret::parse(one.secret.expose(), wanted).is_ok()))
     }
 }

@@ -49,7 +49,8 @@ impl Webhooks {
         };
         let endpoint = self.stored_endpoint(caller, id).await?;
         let lane = self.services.store.lane_endpoints(&[id]).await?.pop();
-        let lane = lane.ok_or_else(|| status::endpoint_not_found(id))?;
+        let (_, lane) = lane.ok_or_else(|| status::endpoint_not_found(id))?;
+        let lane = lane?;
         let _room = self.tests.try_acquire().map_err(|_| status::too_many_tests())?;
         let event_type = event_type.unwrap_or_else(|| EVENT_TYPE_DEFAULT.to_owned());
         let event = self.test_event(&endpoint, event_type, payload);

@@ -14,6 +14,7 @@ pub mod endpoint;
 mod flags;
 pub mod health;
 pub mod key;
+pub mod keys;
 pub mod listen;
 pub mod migrate;
 pub mod postgres;
@@ -70,6 +71,7 @@ enum Command {
     Settings(settings::Args),
     Health(Box<health::Args>),
     Key(Box<key::Args>),
+    Keys(keys::Args),
     Endpoint(Box<endpoint::Args>),
     Publish(Box<publish::Args>),
     Delivery(Box<delivery::Args>),
@@ -98,6 +100,7 @@ impl Cli {
             Command::Settings(args) => settings::run(&args),
             Command::Health(args) => health::run(*args).await,
             Command::Key(args) => key::run(*args).await,
+            Command::Keys(args) => keys::run(args).await,
             Command::Endpoint(args) => endpoint::run(*args).await,
             Command::Publish(args) => publish::run(*args).await,
             Command::Delivery(args) => delivery::run(*args).await,

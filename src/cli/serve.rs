@@ -83,9 +83,11 @@ pub(super) fn start_failure(error: StartError) -> Failure {
 
 pub(super) fn connect_failure(error: &ConnectError) -> Failure {
     match error {
-        ConnectError::Url(_) | ConnectError::Version(_) | ConnectError::TransactionPooler => {
-            Failure::usage(error.to_string())
-        }
+        ConnectError::Url(_)
+        | ConnectError::Version(_)
+        | ConnectError::TransactionPooler
+        | ConnectError::KeyMissing(_)
+        | ConnectError::KeyDiffers(_) => Failure::usage(error.to_string()),
         ConnectError::Refused(_) | ConnectError::Store(Error::Unavailable(_)) => {
             Failure::unavailable(error.to_string())
         }

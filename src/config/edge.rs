@@ -102,10 +102,11 @@ mod tests {
     use super::super::{Config, SettingProblems};
     use super::*;
 
-    const DATABASE: (&str, &str) = ("DATABASE_URL", "postgres://localhost/hooklane");
+    const NEEDED: [(&str, &str); 2] =
+        [("DATABASE_URL", "postgres://localhost/hooklane"), ("HOOKLANE_ENCRYPTION_PLAINTEXT", "true")];
 
     fn load(variables: &[(&str, &str)], insecure: bool) -> Result<Config, SettingProblems> {
-        let all = variables.iter().chain([&DATABASE]);
+        let all = variables.iter().chain(&NEEDED);
         let environment =
             all.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect::<BTreeMap<_, _>>();
         Config::load(Profile::Serve, &Flags { insecure, ..Flags::default() }, environment)

@@ -19,6 +19,7 @@ pub mod filter;
 pub mod headers;
 pub mod histogram;
 pub mod id;
+pub mod keyring;
 pub mod pattern;
 pub mod rate;
 pub mod rendezvous;

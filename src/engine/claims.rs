@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::Shared;
 use super::attempt::{self, Ready};
+use super::roster::Current;
 use crate::domain::id::EndpointId;
 use crate::store::{self, Claimed, Claims, Elsewhere, LEASE, LaneRequest};
 
@@ -20,6 +21,8 @@ pub(super) struct Done {
     pub(super) elsewhere: Vec<Elsewhere>,
     /// Lanes that have to learn first what lets their requests through.
     pub(super) refused: Vec<EndpointId>,
+    /// Endpoints that cannot be read here: what was claimed for them has gone back.
+    pub(super) unreadable: Vec<EndpointId>,
 }
 
 /// How long before its lease could lapse a request must have begun: from then on the delivery may be another replica's.
@@ -36,12 +39,18 @@ pub(super) async fn claim(shared: &Shared, asked: &mut [LaneRequest], unsure: &[
         request.held += u32::try_from(held).unwrap_or(u32::MAX / 2);
     }
     let start_by = Instant::now() + LEASE - START_MARGIN;
-    let Claims { claimed, refused } = shared.store.claim(asked).await?;
+    let Claims { mut claimed, refused } = shared.store.claim(asked).await?;
     if claimed.is_empty() {
         return Ok(Done { elsewhere, refused, ..Done::default() });
     }
     match prepare(shared, &claimed, start_by).await {
-        Ok(ready) => Ok(Done { claimed, ready, elsewhere, refused }),
+        Ok((ready, unreadable)) => {
+            if !unreadable.is_empty() {
+                let is_back = |one: &mut Claimed| unreadable.contains(&one.endpoint) && is_sendable(one);
+                release(shared, claimed.extract_if(.., is_back).collect()).await;
+            }
+            Ok(Done { claimed, ready, elsewhere, refused, unreadable })
+        }
         Err(error) => {
             // Claimed but not to be sent now: better handed back than left to lapse.
             release(shared, claimed).await;
@@ -50,11 +59,20 @@ pub(super) async fn claim(shared: &Shared, asked: &mut [LaneRequest], unsure: &[
     }
 }
 
-async fn prepare(shared: &Shared, claimed: &[Claimed], start_by: Instant) -> store::Result<Vec<Ready>> {
-    // By the time of the claim, so that the scheduler finds the same.
-    let sendable = || claimed.iter().filter(|one| attempt::without_request(one, one.claimed_at).is_none());
+/// Whether a request is to be made at all; by the time of the claim, so that the scheduler finds the same.
+fn is_sendable(one: &Claimed) -> bool {
+    attempt::without_request(one, one.claimed_at).is_none()
+}
+
+/// What can be sent, and the endpoints that cannot be read.
+async fn prepare(
+    shared: &Shared,
+    claimed: &[Claimed],
+    start_by: Instant,
+) -> store::Result<(Vec<Ready>, Vec<EndpointId>)> {
+    let sendable = || claimed.iter().filter(|one| is_sendable(one));
     let versions = sendable().map(|one| (one.endpoint, one.endpoint_version)).collect();
-    let endpoints = shared.roster.current(&shared.store, &versions).await?;
+    let Current { endpoints, unreadable } = shared.roster.current(&shared.store, &versions).await?;
     let events = shared.store.payloads(&sendable().map(|one| one.event).collect::<Vec<_>>()).await?;
     let ready = |one: &Claimed| {
         Some(Ready {
@@ -64,7 +82,7 @@ async fn prepare(shared: &Shared, claimed: &[Claimed], start_by: Instant) -> sto
             start_by,
         })
     };
-    Ok(sendable().filter_map(ready).collect())
+    Ok((sendable().filter_map(ready).collect(), unreadable))
 }
 
 /// Hands claims back that were never started.

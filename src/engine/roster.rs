@@ -41,6 +41,14 @@ pub(super) struct Roster {
     known: Mutex<HashMap<EndpointId, Arc<Prepared>>>,
 }
 
+/// Endpoints, as far as they can be delivered to.
+#[derive(Default)]
+pub(super) struct Current {
+    pub(super) endpoints: HashMap<EndpointId, Arc<Prepared>>,
+    /// Those that are there and cannot be read here, such as for a key that this replica does not have.
+    pub(super) unreadable: Vec<EndpointId>,
+}
+
 /// Endpoints remembered at most; beyond it the memory starts anew.
 const KNOWN_MAX: usize = 50_000;
 
@@ -54,47 +62,48 @@ impl Roster {
         self.lock().get(&id).cloned()
     }
 
-    /// Endpoints as they are now: remembered where the version fits, read where it does not. One that is missing from
-    /// the answer cannot be delivered to.
-    pub(super) async fn current(
-        &self,
-        store: &Store,
-        versions: &HashMap<EndpointId, i64>,
-    ) -> store::Result<HashMap<EndpointId, Arc<Prepared>>> {
-        let mut current: HashMap<EndpointId, Arc<Prepared>> = HashMap::with_capacity(versions.len());
+    /// Endpoints as they are now: remembered where the version fits, read where it does not.
+    pub(super) async fn current(&self, store: &Store, versions: &HashMap<EndpointId, i64>) -> store::Result<Current> {
+        let mut current = Current { endpoints: HashMap::with_capacity(versions.len()), unreadable: Vec::new() };
         let mut outdated = Vec::new();
         {
             let known = self.lock();
             for (id, version) in versions {
                 match known.get(id) {
                     Some(prepared) if prepared.version == *version => {
-                        current.insert(*id, Arc::clone(prepared));
+                        current.endpoints.insert(*id, Arc::clone(prepared));
                     }
                     _ => outdated.push(*id),
                 }
             }
         }
-        current.extend(self.load(store, &outdated).await?);
+        self.load(store, &outdated, &mut current).await?;
         Ok(current)
     }
 
     /// Reads and remembers endpoints.
-    pub(super) async fn load(
-        &self,
-        store: &Store,
-        ids: &[EndpointId],
-    ) -> store::Result<HashMap<EndpointId, Arc<Prepared>>> {
+    async fn load(&self, store: &Store, ids: &[EndpointId], current: &mut Current) -> store::Result<()> {
         if ids.is_empty() {
-            return Ok(HashMap::new());
+            return Ok(());
         }
         let mut loaded = HashMap::with_capacity(ids.len());
-        for endpoint in store.lane_endpoints(ids).await? {
-            let id = endpoint.id;
+        for (id, read) in store.lane_endpoints(ids).await? {
+            let endpoint = match read {
+                Ok(endpoint) => endpoint,
+                Err(error) => {
+                    tracing::error!(endpoint = %id, %error, "an endpoint cannot be read; its deliveries wait");
+                    current.unreadable.push(id);
+                    continue;
+                }
+            };
             match self.prepare(endpoint) {
                 Ok(prepared) => {
                     loaded.insert(id, Arc::new(prepared));
                 }
-                Err(problem) => tracing::error!(endpoint = %id, %problem, "an endpoint's URL cannot be requested"),
+                Err(problem) => {
+                    tracing::error!(endpoint = %id, %problem, "an endpoint's URL cannot be requested; its deliveries wait");
+                    current.unreadable.push(id);
+                }
             }
         }
         let mut known = self.lock();
@@ -102,7 +111,8 @@ impl Roster {
             known.clear();
         }
         known.extend(loaded.iter().map(|(id, prepared)| (*id, Arc::clone(prepared))));
-        Ok(loaded)
+        current.endpoints.extend(loaded);
+        Ok(())
     }
 
     fn prepare(&self, endpoint: LaneEndpoint) -> Result<Prepared, crate::domain::Problem> {

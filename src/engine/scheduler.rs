@@ -45,6 +45,8 @@ const LANES_MAX: usize = 256;
 const ROWS_MAX: u32 = 512;
 /// A lane without work is forgotten after this.
 const IDLE_AFTER: Duration = Duration::from_secs(60);
+/// How long an endpoint that cannot be read is left alone: only its owner or the installation's can mend it.
+const UNREADABLE_PAUSE: Duration = Duration::from_secs(5);
 /// What was claimed ahead is handed back when it could not be started for this long.
 const READY_MAX: Duration = Duration::from_secs(1);
 /// The wait after a failed claim.
@@ -283,7 +285,7 @@ impl Scheduler {
 
     fn end_claim(&mut self, claim: Claim) {
         self.passing.end_claim(claim.view);
-        let done = match claim.outcome {
+        let mut done = match claim.outcome {
             Ok(done) => done,
             Err(error) => {
                 tracing::warn!(%error, lanes = claim.asked.len(), "nothing could be claimed; trying again");
@@ -315,6 +317,7 @@ impl Scheduler {
             }
         }
         let refused: HashSet<EndpointId> = done.refused.iter().copied().collect();
+        let unreadable = std::mem::take(&mut done.unreadable);
         let caps: HashMap<EndpointId, u32> = (done.elsewhere.iter().map(|one| (one.endpoint, one.max_in_flight)))
             .chain(done.ready.iter().map(|ready| (ready.claimed.endpoint, ready.endpoint.max_in_flight)))
             .collect();
@@ -331,7 +334,7 @@ impl Scheduler {
                 // The statement keeps to the endpoint's own cap, which may be lower than the lane knew.
                 // And one that refused the lane for what it does not know says nothing of what waits.
                 let admitted = match cap {
-                    _ if refused.contains(&request.endpoint) => 0,
+                    _ if refused.contains(&request.endpoint) || unreadable.contains(&request.endpoint) => 0,
                     Some(cap) => (cap + request.ahead).saturating_sub(request.held),
                     None => request.room,
                 };
@@ -341,6 +344,7 @@ impl Scheduler {
         }
         self.dispatch(done);
         refused.into_iter().for_each(|endpoint| self.take_in_refusal(endpoint));
+        unreadable.into_iter().for_each(|endpoint| self.hold(endpoint, UNREADABLE_PAUSE, now));
         for request in &claim.asked {
             // Shut while the claim was under way.
             self.hand_back_shut(request.endpoint, now);

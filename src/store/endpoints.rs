@@ -6,6 +6,8 @@ pub(super) mod rows;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use sqlx::Row as _;
+use sqlx::postgres::PgRow;
 use sqlx::types::{Json, Uuid};
 
 use super::Store;
@@ -15,6 +17,7 @@ use crate::domain::endpoint::{Endpoint, EndpointSpec, EndpointState};
 use crate::domain::fields::Tenant;
 use crate::domain::headers::OwnHeaders;
 use crate::domain::id::EndpointId;
+use crate::domain::keyring::Place;
 use crate::domain::pattern::any_matches;
 use crate::domain::rate::RateLimit;
 use crate::domain::retry::{EventRetryPolicy, RetryPolicy};
@@ -115,6 +118,9 @@ pub struct LaneEndpoint {
     pub disable_policy: DisablePolicy,
 }
 
+/// The version that a new endpoint and its first secret have.
+const FIRST_VERSION: i64 = 1;
+
 /// Takes row locks on the new rows and, unless it is unlisted, on one `tenants` row; `endpoints_external_id` refuses a
 /// taken external id. Nothing is made where there is an unlisted endpoint with the same digest.
 const REGISTER: &str = "
@@ -123,17 +129,18 @@ with made as (
                          retry_policy, timeout_ms, max_in_flight, labels, external_id, headers,
                          event_retry_policies, filter, rate_per_second, rate_burst, circuit_threshold,
                          circuit_open_ms, circuit_open_max_ms, disable_failures, disable_failing_ms, ordering,
-                         ordering_on_failure, inline_digest, state, version, create_time, update_time)
+                         ordering_on_failure, sealed, sealed_key_id, sealed_version, inline_digest, state, version,
+                         create_time, update_time)
   values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24,
-          $25, $26, 1, 1, now(), now())
+          $25, $26, $27, $28, $29, 1, 1, now(), now())
   on conflict (inline_digest) where inline_digest is not null and delete_time is null do nothing
   returning id
 ), moved as (
-  insert into tenants as t (tenant, config_version) select $2, 1 where $26::bytea is null
+  insert into tenants as t (tenant, config_version) select $2, 1 where $29::bytea is null
   on conflict (tenant) do update set config_version = t.config_version + 1
 ), secret as (
-  insert into endpoint_secrets (endpoint_id, version, secret, create_time, public_key)
-  select id, 1, $27, now(), $28 from made
+  insert into endpoint_secrets (endpoint_id, version, secret, key_id, create_time, public_key)
+  select id, 1, $30, $31, now(), $32 from made
 ), health as (
   insert into endpoint_health (endpoint_id) select id from made
 )
@@ -170,7 +177,8 @@ with changed as (
          payload_format = $8, retry_policy = $9, timeout_ms = $10, max_in_flight = $11, labels = $12,
          external_id = $13, headers = $14, event_retry_policies = $15, filter = $16, rate_per_second = $17,
          rate_burst = $18, circuit_threshold = $19, circuit_open_ms = $20, circuit_open_max_ms = $21,
-         disable_failures = $22, disable_failing_ms = $23, ordering = $24, ordering_on_failure = $25, version = version + 1, update_time = now(),
+         disable_failures = $22, disable_failing_ms = $23, ordering = $24, ordering_on_failure = $25, sealed = $26,
+         sealed_key_id = $27, sealed_version = $28, version = version + 1, update_time = now(),
          circuit_until = case
            when $19 = 0 then null
            when circuit_open_ms = $20 and circuit_open_max_ms = $21 then circuit_until
@@ -198,12 +206,15 @@ with gone as (
 select count(*) from gone";
 
 const LANE_ENDPOINTS: &str = "
-select e.id, e.version, e.url, e.headers, e.retry_policy, e.event_retry_policies, e.timeout_ms, e.max_in_flight,
+select e.id, e.tenant, e.version, e.url, e.headers, e.client_key_pem, e.sealed, e.sealed_key_id, e.sealed_version, e.retry_policy, e.event_retry_policies, e.timeout_ms, e.max_in_flight,
        e.rate_per_second, e.rate_burst, e.circuit_threshold, e.circuit_open_ms, e.circuit_open_max_ms,
-       e.disable_failures, e.disable_failing_ms, e.ordering, s.secrets, s.schemes, s.expire_times
+       e.disable_failures, e.disable_failing_ms, e.ordering, s.secrets, s.versions, s.key_ids, s.schemes,
+       s.expire_times
 from endpoints e
 cross join lateral (
   select array_agg(secret order by version desc) as secrets,
+         array_agg(version order by version desc) as versions,
+         array_agg(key_id order by version desc) as key_ids,
          array_agg(coalesce(signature_scheme, e.signature_scheme) order by version desc) as schemes,
          array_agg(expire_time order by version desc) as expire_times
   from endpoint_secrets where endpoint_id = e.id and (expire_time is null or expire_time > now())
@@ -234,18 +245,30 @@ impl Store {
         inline_digest: Option<&[u8]>,
     ) -> Result<Option<EndpointId>> {
         let id = self.clock.new_uuid();
-        let query = rows::bind_spec(sqlx::query_scalar(REGISTER).bind(id).bind(tenant.as_str().to_owned()), spec)
+        let endpoint = EndpointId::from_uuid(id);
+        let private = self.vault.keep_settings(tenant, endpoint, FIRST_VERSION, spec)?;
+        let kept = self.vault.keep(Place::Secret(tenant, endpoint, 1), secret.expose().as_bytes())?;
+        let query = sqlx::query_scalar(REGISTER).bind(id).bind(tenant.as_str().to_owned());
+        let query = rows::bind_spec(query, spec, private)
             .bind(inline_digest)
-            .bind(secret.expose().as_bytes())
+            .bind(kept.bytes)
+            .bind(kept.key_id)
             .bind(secret.public_key().map(|key| key.to_string()));
         let made: Option<Uuid> = query.fetch_optional(&self.reader).await?;
         Ok(made.map(EndpointId::from_uuid))
     }
 
     /// Replaces what an owner decides, if the endpoint still is at `version`; answers whether it was.
-    pub(super) async fn replace_spec(&self, id: EndpointId, version: i64, spec: &EndpointSpec) -> Result<bool> {
+    pub(super) async fn replace_spec(
+        &self,
+        tenant: &Tenant,
+        id: EndpointId,
+        version: i64,
+        spec: &EndpointSpec,
+    ) -> Result<bool> {
+        let private = self.vault.keep_settings(tenant, id, version + 1, spec)?;
         let query = sqlx::query_scalar(UPDATE).bind(id.uuid()).bind(version);
-        let changed: i64 = rows::bind_spec(query, spec).fetch_one(&self.reader).await?;
+        let changed: i64 = rows::bind_spec(query, spec, private).fetch_one(&self.reader).await?;
         if changed > 0 {
             self.hint_changed(id);
         }
@@ -256,7 +279,7 @@ impl Store {
     pub async fn endpoint(&self, id: EndpointId) -> Result<Option<Endpoint>> {
         const BY_ID: &str = select!("and e.id = $1");
         let row = sqlx::query(BY_ID).bind(id.uuid()).fetch_optional(&self.reader).await?;
-        row.as_ref().map(rows::read_endpoint).transpose()
+        row.as_ref().map(|row| rows::read_endpoint(row, &self.vault)).transpose()
     }
 
     /// Endpoints, newest first, `limit` at most; and whether there may be more.
@@ -280,7 +303,7 @@ impl Store {
             .bind(i64::from(limit))
             .fetch_all(&self.reader)
             .await?;
-        let mut endpoints = rows.iter().map(rows::read_endpoint).collect::<Result<Vec<_>>>()?;
+        let mut endpoints = rows.iter().map(|row| rows::read_endpoint(row, &self.vault)).collect::<Result<Vec<_>>>()?;
         let full = u32::try_from(endpoints.len()).is_ok_and(|read| read == limit);
         let end = if full { endpoints.last().map(|endpoint| endpoint.id) } else { None };
         if let Some(wanted) = &filter.event_type {
@@ -292,11 +315,12 @@ impl Store {
     /// Replaces what an owner decides, if the endpoint still is at `version`.
     pub async fn update_endpoint(
         &self,
+        tenant: &Tenant,
         id: EndpointId,
         version: i64,
         spec: &EndpointSpec,
     ) -> std::result::Result<Endpoint, UpdateError> {
-        let changed = self.replace_spec(id, version, spec).await.map_err(|error| match error {
+        let changed = self.replace_spec(tenant, id, version, spec).await.map_err(|error| match error {
             taken if is_external_id_taken(&taken) => UpdateError::ExternalIdTaken,
             other => other.into(),
         })?;
@@ -319,11 +343,14 @@ impl Store {
         Ok(if exists { DeleteOutcome::VersionMoved } else { DeleteOutcome::NotFound })
     }
 
-    /// What the engine needs of these endpoints; a missing one has been erased.
-    pub async fn lane_endpoints(&self, ids: &[EndpointId]) -> Result<Vec<LaneEndpoint>> {
+    /// What the engine needs of these endpoints, each with why it cannot be read where it cannot: one that is sealed with
+    /// a key that is not here holds up no other. A missing one has been erased.
+    pub async fn lane_endpoints(&self, ids: &[EndpointId]) -> Result<Vec<(EndpointId, Result<LaneEndpoint>)>> {
         let uuids: Vec<Uuid> = ids.iter().map(|id| id.uuid()).collect();
         let rows = sqlx::query(LANE_ENDPOINTS).bind(uuids).fetch_all(&self.engine).await?;
-        rows.iter().map(rows::read_lane_endpoint).collect()
+        let read =
+            |row: &PgRow| Ok((EndpointId::from_uuid(row.try_get("id")?), rows::read_lane_endpoint(row, &self.vault)));
+        rows.iter().map(read).collect()
     }
 }
 

@@ -2,6 +2,8 @@
 
 use sqlx::error::DatabaseError;
 
+use crate::domain::keyring::OpenError;
+
 /// A statement that did not do its work.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -20,6 +22,12 @@ pub enum Error {
     /// A value in the database that this version cannot read.
     #[error("the database holds {0}, which this version cannot read")]
     Unreadable(String),
+    /// A secret in the database that the keys of the settings do not open.
+    #[error("a secret in the database cannot be opened: {0}")]
+    Sealed(#[source] OpenError),
+    /// The operating system gave no random bytes.
+    #[error("the operating system gave no random bytes: {0}")]
+    Random(#[source] rand::rngs::SysError),
 }
 
 /// What a verb of the store answers.

@@ -44,7 +44,9 @@ impl Store {
             };
             let id = EndpointId::from_uuid(row.try_get("id")?);
             let version: i64 = row.try_get("version")?;
-            if read_spec(&row)? == inline.spec || self.replace_spec(id, version, &inline.spec).await? {
+            if read_spec(&row, &self.vault)? == inline.spec
+                || self.replace_spec(tenant, id, version, &inline.spec).await?
+            {
                 return Ok(Recipient { id, format, ordering });
             }
             known = Some(Recipient { id, format, ordering });

@@ -35,12 +35,14 @@ mod queue;
 mod recent;
 mod replays;
 mod replicas;
+mod rewrap;
 mod secrets;
 mod stats;
 mod tail;
 mod tallies;
 mod turns;
 mod types;
+mod vault;
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -75,12 +77,14 @@ pub use self::queue::{
 };
 pub use self::replays::{NewReplay, Replay, ReplayFilter, ReplayState, StartReplayError, Worked};
 pub use self::replicas::{DEAD_AFTER, Replica, Roll, Session};
+pub use self::rewrap::{KeyUse, Pass, Rewrap};
 pub use self::secrets::{RotateError, Rotation};
 pub use self::stats::{EndpointFigures, Figures, Quantiles};
 pub use self::tail::{
     Batch, Cursor, Key, Page, Position, Snapshot, StreamKey, TailError, TimelineEvent, TimelineFilter, TransitionKind,
 };
 pub use self::tallies::Faltering;
+pub use self::vault::Encryption;
 
 use self::backlog::Backlog;
 use self::connections::Connections;
@@ -91,6 +95,7 @@ use self::publish::Judges;
 use self::recent::Recent;
 use self::stats::{DeadCounts, Stats};
 use self::tallies::Tallies;
+use self::vault::Vault;
 use crate::domain::id::EndpointId;
 
 /// What a replica does: either, or both.
@@ -122,6 +127,7 @@ pub struct Store {
     tallies: Tallies,
     judges: Judges,
     stream_key: StreamKey,
+    vault: Vault,
     /// Whether other replicas are told of what this one did.
     notify: bool,
     /// Tells that this process has started a replay.
@@ -143,6 +149,8 @@ impl Store {
         let pool::Pools { engine, reader, stream, session_options } = pool::connect(config).await?;
         pool::migrate(&reader).await?;
         partitions::ensure(&reader).await?;
+        let vault = Vault::new(config.encryption.clone());
+        vault.check_keys(&reader).await?;
         let clock = DbClock::start(&reader).await?;
         let backlog = Backlog::start(&reader, config.limits).await?;
         let mut drawn = [0; 32];
@@ -161,6 +169,7 @@ impl Store {
             tallies: Tallies::default(),
             judges: Judges::default(),
             stream_key,
+            vault,
             notify: config.notify,
             replay_started: Notify::new(),
             stats: Stats::new(clock.new_uuid()),

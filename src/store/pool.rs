@@ -1,5 +1,6 @@
 //! Connections: how they are opened, with which guarded settings, and how the schema is brought up to date.
 
+use std::fmt;
 use std::str::FromStr;
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -11,9 +12,10 @@ use sqlx::{ConnectOptions, Connection, PgConnection};
 use super::backlog::Limits;
 use super::connections::{Connections, Doubt};
 use super::error::Error;
+use super::vault::Encryption;
 
 /// Which database, and how much of it this process takes.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Config {
     /// `postgres://…`, the primary.
     pub database_url: String,
@@ -27,6 +29,23 @@ pub struct Config {
     pub limits: Limits,
     /// How long what is done is kept.
     pub retention: Retention,
+    /// How secrets are kept.
+    pub encryption: Encryption,
+}
+
+/// Without the URL, which may have a password in it.
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { database_url: _, connections_max, notify, replica, limits, retention, encryption } = self;
+        f.debug_struct("Config")
+            .field("connections_max", connections_max)
+            .field("notify", notify)
+            .field("replica", replica)
+            .field("limits", limits)
+            .field("retention", retention)
+            .field("encryption", encryption)
+            .finish_non_exhaustive()
+    }
 }
 
 /// How long what is done is kept.
@@ -63,6 +82,14 @@ pub enum ConnectError {
     /// The operating system gave no random bytes.
     #[error("the operating system gave no random bytes: {0}")]
     Random(#[source] rand::rngs::SysError),
+    /// Something in the database is sealed with a key that the settings do not have.
+    #[error(
+        "the database holds secrets sealed with the key {0}, which encryption.keys does not have; add it behind the others"
+    )]
+    KeyMissing(String),
+    /// The settings have another key of an id that is known.
+    #[error("encryption.keys has another key {0} than the one that secrets in the database are sealed with")]
+    KeyDiffers(String),
     /// A statement failed.
     #[error(transparent)]
     Store(#[from] Error),

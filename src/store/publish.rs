@@ -390,7 +390,7 @@ fn refuse(batch: Vec<Plan>, error: &Error) {
     let outcome = match error {
         Error::Data(refusal) => PublishError::Refused(refusal.to_string()),
         Error::Unavailable(_) | Error::Conflict(_) => PublishError::Unavailable,
-        Error::Internal(_) | Error::Unreadable(_) => PublishError::Internal,
+        Error::Internal(_) | Error::Unreadable(_) | Error::Sealed(_) | Error::Random(_) => PublishError::Internal,
     };
     tracing::warn!(events = batch.len(), %error, "events were not published");
     for plan in batch {

@@ -8,8 +8,11 @@ use sqlx::postgres::PgRow;
 use super::Store;
 use super::error::{Error, Result};
 use super::types::{PgTime, micros, stored};
+use super::vault::Vault;
 use crate::domain::endpoint::SignatureScheme;
+use crate::domain::fields::Tenant;
 use crate::domain::id::EndpointId;
+use crate::domain::keyring::Place;
 use crate::domain::secret::{Secret, SigningSecret};
 use crate::domain::time::Timestamp;
 
@@ -19,6 +22,8 @@ const SECRETS_MAX: i32 = 10;
 /// A new secret for an endpoint.
 #[derive(Debug)]
 pub struct Rotation {
+    /// Whose the endpoint is.
+    pub tenant: Tenant,
     /// The endpoint.
     pub endpoint: EndpointId,
     /// The version of it that was looked at.
@@ -27,6 +32,8 @@ pub struct Rotation {
     pub scheme: SignatureScheme,
     /// By what.
     pub secret: Secret,
+    /// The version that the secret will have: one more than the newest at that version of the endpoint.
+    pub secret_version: i32,
     /// For how long its former secrets go on signing, at most.
     pub overlap: Duration,
 }
@@ -64,22 +71,26 @@ with changed as (
   where s.endpoint_id = c.id and (s.expire_time is null or s.expire_time > now())
   returning s.version, s.expire_time
 ), made as (
-  insert into endpoint_secrets (endpoint_id, version, secret, create_time, public_key)
-  select c.id, n.version + 1, $4, now(), $5 from changed c, newest n
+  insert into endpoint_secrets (endpoint_id, version, secret, key_id, create_time, public_key)
+  select c.id, $8, $4, $9, now(), $5 from changed c
 )
 select f.expire_time from former f join newest n on n.version = f.version";
 
 impl Store {
     /// Makes a new secret sign, beside the former ones while these last; answers when the one before it ends.
     pub async fn rotate_secret(&self, rotation: &Rotation) -> std::result::Result<Timestamp, RotateError> {
+        let place = Place::Secret(&rotation.tenant, rotation.endpoint, rotation.secret_version);
+        let kept = self.vault.keep(place, rotation.secret.expose().as_bytes())?;
         let row = sqlx::query(ROTATE)
             .bind(rotation.endpoint.uuid())
             .bind(rotation.version)
             .bind(rotation.scheme.number())
-            .bind(rotation.secret.expose().as_bytes())
+            .bind(kept.bytes)
             .bind(rotation.secret.public_key().map(|key| key.to_string()))
             .bind(micros(rotation.overlap))
             .bind(SECRETS_MAX)
+            .bind(rotation.secret_version)
+            .bind(kept.key_id)
             .fetch_optional(&self.reader)
             .await
             .map_err(Error::from)?;
@@ -88,16 +99,24 @@ impl Store {
     }
 }
 
-/// The secrets of an endpoint's row, from the arrays `secrets`, `schemes` and `expire_times`, newest first.
-pub(super) fn read(row: &PgRow) -> Result<Vec<SigningSecret>> {
+/// The secrets of an endpoint's row, from the arrays `secrets`, `versions`, `key_ids`, `schemes` and `expire_times`, newest
+/// first.
+pub(super) fn read(row: &PgRow, vault: &Vault) -> Result<Vec<SigningSecret>> {
+    let tenant = Tenant::from_stored(row.try_get("tenant")?);
+    let endpoint = EndpointId::from_uuid(row.try_get("id")?);
     let texts: Option<Vec<Vec<u8>>> = row.try_get("secrets")?;
+    let versions: Option<Vec<i32>> = row.try_get("versions")?;
+    let key_ids: Option<Vec<Option<String>>> = row.try_get("key_ids")?;
     let schemes: Option<Vec<i16>> = row.try_get("schemes")?;
     let expire_times: Option<Vec<Option<PgTime>>> = row.try_get("expire_times")?;
-    let rows = texts.unwrap_or_default().into_iter().zip(schemes.unwrap_or_default());
+    let rows = texts.unwrap_or_default().into_iter().zip(versions.unwrap_or_default());
+    let rows = rows.zip(key_ids.unwrap_or_default()).zip(schemes.unwrap_or_default());
     rows.zip(expire_times.unwrap_or_default())
-        .map(|((bytes, scheme), expires)| {
-            let text =
-                String::from_utf8(bytes).map_err(|_| Error::Unreadable("a secret that is no text".to_owned()))?;
+        .map(|((((bytes, version), key_id), scheme), expires)| {
+            let bytes = vault.open(Place::Secret(&tenant, endpoint, version), key_id.as_deref(), &bytes)?;
+            let text = std::str::from_utf8(&bytes)
+                .map_err(|_| Error::Unreadable("a secret that is no text".to_owned()))?
+                .to_owned();
             Ok(SigningSecret {
                 secret: Secret::from_stored(text),
                 scheme: stored("signature scheme", scheme, SignatureScheme::from_number)?,

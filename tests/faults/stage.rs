@@ -69,6 +69,7 @@ impl Stage {
             notify: true,
             limits: Limits::default(),
             retention: Retention::default(),
+            encryption: Default::default(),
         };
         Store::migrate(&config).await.expect("migrated");
         let proxy = Proxy::start(postgres.socket_dir(), DATABASE).await;

@@ -8,6 +8,7 @@ mod policies;
 #[allow(dead_code, reason = "its name is for the tests of faults")]
 mod program;
 mod replicas;
+mod sealing;
 mod starting;
 #[path = "../service/support.rs"]
 #[allow(dead_code, reason = "the other half of it is for the tests in process")]

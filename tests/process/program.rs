@@ -19,6 +19,7 @@ pub(crate) const SERVE: &[(&str, &str)] = &[
     ("HOOKLANE_OPS_ADDR", "127.0.0.1:0"),
     ("HOOKLANE_EGRESS_ALLOW_HTTP", "true"),
     ("HOOKLANE_EGRESS_ALLOW_CIDRS", "127.0.0.0/8"),
+    ("HOOKLANE_ENCRYPTION_KEYS", "tests:BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc="),
 ];
 
 /// A program whose environment is a path to look for programs on, and `variables`.
@@ -39,6 +40,22 @@ pub(crate) async fn run(arguments: &[&str], variables: &[(&str, &str)]) -> (Opti
     (status.code(), text(stdout), text(stderr))
 }
 
+/// A program that is not waited for.
+pub(crate) struct Program(Child);
+
+impl Program {
+    /// Starts it.
+    pub(crate) fn start(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
+        let mut command = command(arguments, variables);
+        Self(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it runs"))
+    }
+
+    /// SIGKILL, wherever it is.
+    pub(crate) async fn kill(mut self) {
+        self.0.kill().await.expect("killed");
+    }
+}
+
 /// A running replica.
 pub(crate) struct Replica {
     child: Child,
@@ -52,9 +69,14 @@ pub(crate) struct Replica {
 impl Replica {
     /// Starts `hooklane serve` on `database_url` and waits until it says that it is ready.
     pub(crate) async fn start(database_url: &str, more: &[(&str, &str)]) -> Self {
+        let settings = [SERVE, &[("DATABASE_URL", database_url)], more].concat();
+        Self::start_as(&["serve"], &settings).await
+    }
+
+    /// Starts a replica by any command that prints the same line.
+    pub(crate) async fn start_as(arguments: &[&str], settings: &[(&str, &str)]) -> Self {
         let log = tempfile::tempfile().expect("a file");
-        let mut command = command(&["serve"], SERVE);
-        command.env("DATABASE_URL", database_url).envs(more.iter().copied());
+        let mut command = command(arguments, settings);
         command.stdout(Stdio::piped()).stderr(log.try_clone().expect("a handle"));
         let mut child = command.spawn().expect("it runs");
         let mut line = String::new();
@@ -109,7 +131,7 @@ impl Replica {
     }
 
     /// A path of the operations port as it is answered.
-    async fn read(&self, path: &str) -> Option<String> {
+    pub(crate) async fn read(&self, path: &str) -> Option<String> {
         use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
         let mut stream = TcpStream::connect(self.ops).await.ok()?;
         let request = format!("GET {path} HTTP/1.1\r\nHost: ops\r\nConnection: close\r\n\r\n");

@@ -16,14 +16,15 @@ async fn empty_database(name: &str) -> String {
 
 #[tokio::test]
 async fn it_does_not_start_open_to_everybody_unless_told_so() {
-    let outside = [NOWHERE, ("HOOKLANE_AUTH", "none"), ("HOOKLANE_GRPC_ADDR", "0.0.0.0:0")];
+    const PLAIN: (&str, &str) = ("HOOKLANE_ENCRYPTION_PLAINTEXT", "true");
+    let outside = [NOWHERE, ("HOOKLANE_AUTH", "none"), ("HOOKLANE_GRPC_ADDR", "0.0.0.0:0"), PLAIN];
     let (code, output, error) = run(&["serve"], &outside).await;
     assert_eq!((code, output.as_str()), (Some(64), ""));
     for part in ["HOOKLANE_AUTH", "0.0.0.0:0", "loopback", "--insecure"] {
         assert!(error.contains(part), "{part} in {error}");
     }
     // Then it gets as far as the database, which is not there.
-    for (arguments, settings) in [(&["serve", "--insecure"][..], &outside[..]), (&["serve"], &[NOWHERE, outside[2]])] {
+    for (arguments, settings) in [(&["serve", "--insecure"][..], &outside[..]), (&["serve"], &[NOWHERE, outside[2], PLAIN])] {
         let (code, _, error) = run(arguments, settings).await;
         assert_eq!(code, Some(69), "{error}");
     }

@@ -25,6 +25,7 @@ mod replays;
 mod resuming;
 mod retrying;
 mod scheduling;
+mod sealing;
 mod secrets;
 mod stats;
 mod streaming;
@@ -74,7 +75,9 @@ async fn app_with(database_url: String, settings: &[(&str, &str)]) -> App {
     let any_port = || Some("127.0.0.1:0".to_owned());
     let flags =
         Flags { grpc_addr: any_port(), ops_addr: any_port(), database_url: Some(database_url), ..Flags::default() };
-    let mut environment = BTreeMap::from([("HOOKLANE_SHUTDOWN_GRACE".to_owned(), "2s".to_owned())]);
+    let defaults = [("HOOKLANE_SHUTDOWN_GRACE", "2s"), ("HOOKLANE_ENCRYPTION_KEYS", support::KEYS)];
+    let mut environment: BTreeMap<_, _> =
+        defaults.map(|(name, value)| (name.to_owned(), value.to_owned())).into_iter().collect();
     environment.extend(settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
     let config = Config::load(Profile::Dev, &flags, environment).expect("settings");
     App::start(config).await.expect("the service starts")

@@ -165,7 +165,7 @@ async fn a_changed_endpoint_holds_from_the_next_attempt_on() {
     let endpoint = running.store.endpoint(id).await.expect("read").expect("there");
     let url = EndpointUrl::parse(&healthy.url(), &support::loopback_rules()).expect("a URL");
     let moved = EndpointSpec { url, ..endpoint.spec };
-    running.store.update_endpoint(id, endpoint.version, &moved).await.expect("updated");
+    running.store.update_endpoint(&endpoint.tenant, id, endpoint.version, &moved).await.expect("updated");
     running.in_state(delivery, DeliveryState::Succeeded).await;
     assert_eq!(healthy.count(), 1);
 }

@@ -26,7 +26,7 @@ async fn register(store: &Store, spec: EndpointSpec) -> EndpointId {
 /// Replaces what the endpoint has for a filter.
 async fn change(store: &Store, id: EndpointId, filter: &str) {
     let endpoint = store.endpoint(id).await.expect("read").expect("it");
-    store.update_endpoint(id, endpoint.version, &filtered(filter)).await.expect("updated");
+    store.update_endpoint(&endpoint.tenant, id, endpoint.version, &filtered(filter)).await.expect("updated");
 }
 
 fn order(payload: &str) -> NewEvent {

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use hooklane::cli::postgres::{DataDir, Durability, Options, Postgres};
 use hooklane::domain::address::EgressRules;
-use hooklane::store::{Config, Limits, Retention, Store};
+use hooklane::domain::keyring::Keyring;
+use hooklane::store::{Config, Encryption, Limits, Retention, Store};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio::sync::OnceCell;
 
@@ -14,6 +15,9 @@ use tokio::sync::OnceCell;
 static POSTGRES: OnceCell<Postgres> = OnceCell::const_new();
 static DATABASES: AtomicU32 = AtomicU32::new(0);
 const TEMPLATE: &str = "hooklane_template";
+
+/// The master key under which the tests' secrets are.
+pub(crate) const KEYS: &str = "tests:BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=";
 
 /// The one PostgreSQL of this run.
 pub(crate) async fn postgres() -> &'static Postgres {
@@ -56,6 +60,7 @@ pub(crate) fn config(url: String) -> Config {
         replica: "test".to_owned(),
         limits: Limits::default(),
         retention: Retention::default(),
+        encryption: Encryption { keys: Some(Keyring::parse(KEYS).expect("keys")), plaintext: false },
     }
 }
 

@@ -142,6 +142,7 @@ async fn rows(cluster: &Cluster, payloads: &Payloads, span: Duration) -> Result<
         replica: "bench".to_owned(),
         limits: QueueLimits::default(),
         retention: Retention::default(),
+        encryption: Default::default(),
     };
     Store::migrate(&config).await.map_err(|error| Failure::unavailable(error.to_string()))?;
     let mut connection = cluster.connect(DATABASE).await?;

@@ -39,6 +39,8 @@ impl Service {
             ("HOOKLANE_GRPC_ADDR", grpc.to_string()),
             ("HOOKLANE_OPS_ADDR", "127.0.0.1:0".to_owned()),
             ("HOOKLANE_LOG", "warn".to_owned()),
+            // As in production. It outlasts a service, as its database does.
+            ("HOOKLANE_ENCRYPTION_KEYS", "bench:BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=".to_owned()),
         ];
         environment.extend(settings.iter().map(|(name, value)| (*name, (*value).to_owned())));
         let process = Process::start("the service", &["serve"], &environment).await?;

@@ -24,14 +24,19 @@ use crate::domain::url::EndpointUrl;
 use crate::store::error::{Error, Result};
 use crate::store::secrets;
 use crate::store::types::{PgTime, count, stored};
+use crate::store::vault::{PrivateColumns, Vault};
 
 /// A query that answers one column.
 type Query<'q, T> = sqlx::query::QueryScalar<'q, sqlx::Postgres, T, sqlx::postgres::PgArguments>;
 
 /// Binds the columns of a spec in the order that the statements which write one share.
-pub(in crate::store) fn bind_spec<'q, T>(query: Query<'q, T>, spec: &EndpointSpec) -> Query<'q, T> {
+pub(in crate::store) fn bind_spec<'q, T>(
+    query: Query<'q, T>,
+    spec: &EndpointSpec,
+    private: PrivateColumns,
+) -> Query<'q, T> {
     query
-        .bind(spec.url.as_str().to_owned())
+        .bind(private.url)
         .bind(spec.url.redacted())
         .bind(spec.description.clone())
         .bind(spec.event_types.iter().map(EventPattern::to_string).collect::<Vec<_>>())
@@ -42,7 +47,7 @@ pub(in crate::store) fn bind_spec<'q, T>(query: Query<'q, T>, spec: &EndpointSpe
         .bind(spec.max_in_flight.cast_signed())
         .bind(Json(spec.labels.clone()))
         .bind(spec.external_id.clone())
-        .bind(Json(spec.headers.entries().clone()))
+        .bind(Json(private.headers))
         .bind(Json(spec.event_retry_policies.clone()))
         .bind(spec.filter.as_ref().map(|filter| filter.as_str().to_owned()))
         .bind(spec.rate_limit.map(|limit| limit.per_second))
@@ -54,9 +59,12 @@ pub(in crate::store) fn bind_spec<'q, T>(query: Query<'q, T>, spec: &EndpointSpe
         .bind(millis(spec.disable_policy.failing_for))
         .bind(spec.ordering.number())
         .bind(spec.on_failure.number())
+        .bind(private.sealed)
+        .bind(private.sealed_key_id)
+        .bind(private.sealed_version)
 }
 
-pub(in crate::store) fn read_endpoint(row: &PgRow) -> Result<Endpoint> {
+pub(in crate::store) fn read_endpoint(row: &PgRow, vault: &Vault) -> Result<Endpoint> {
     let versions: Option<Vec<i32>> = row.try_get("versions")?;
     let create_times: Option<Vec<PgTime>> = row.try_get("create_times")?;
     let expire_times: Option<Vec<Option<PgTime>>> = row.try_get("expire_times")?;
@@ -75,7 +83,7 @@ pub(in crate::store) fn read_endpoint(row: &PgRow) -> Result<Endpoint> {
     Ok(Endpoint {
         id: EndpointId::from_uuid(row.try_get("id")?),
         tenant: Tenant::from_stored(row.try_get("tenant")?),
-        spec: read_spec(row)?,
+        spec: read_spec(row, vault)?,
         is_inline: row.try_get::<Option<&[u8]>, _>("inline_digest")?.is_some(),
         state: stored("endpoint state", row.try_get("state")?, EndpointState::from_number)?,
         disabled_reason: row.try_get("disabled_reason")?,
@@ -100,10 +108,11 @@ pub(in crate::store) fn read_endpoint(row: &PgRow) -> Result<Endpoint> {
     })
 }
 
-pub(in crate::store) fn read_spec(row: &PgRow) -> Result<EndpointSpec> {
+pub(in crate::store) fn read_spec(row: &PgRow, vault: &Vault) -> Result<EndpointSpec> {
     let patterns: Vec<String> = row.try_get("event_types")?;
+    let private = vault.open_settings(row)?;
     Ok(EndpointSpec {
-        url: read_url(row)?,
+        url: read_url(&private.url)?,
         description: row.try_get("description")?,
         event_types: read_patterns(&patterns)?,
         signature_scheme: stored("signature scheme", row.try_get("signature_scheme")?, SignatureScheme::from_number)?,
@@ -117,20 +126,21 @@ pub(in crate::store) fn read_spec(row: &PgRow) -> Result<EndpointSpec> {
         disable_policy: read_disable_policy(row)?,
         labels: row.try_get::<Json<BTreeMap<String, String>>, _>("labels")?.0,
         external_id: row.try_get("external_id")?,
-        headers: read_headers(row)?,
+        headers: OwnHeaders::from_stored(private.headers.clone()),
         filter: row.try_get::<Option<&str>, _>("filter")?.map(Filter::from_stored),
         ordering: read_ordering(row)?,
         on_failure: stored("ordering_on_failure", row.try_get("ordering_on_failure")?, OnFailure::from_number)?,
     })
 }
 
-pub(in crate::store) fn read_lane_endpoint(row: &PgRow) -> Result<LaneEndpoint> {
+pub(in crate::store) fn read_lane_endpoint(row: &PgRow, vault: &Vault) -> Result<LaneEndpoint> {
+    let private = vault.open_settings(row)?;
     Ok(LaneEndpoint {
         id: EndpointId::from_uuid(row.try_get("id")?),
         version: row.try_get("version")?,
-        url: read_url(row)?,
-        headers: read_headers(row)?,
-        secrets: secrets::read(row)?,
+        url: read_url(&private.url)?,
+        headers: OwnHeaders::from_stored(private.headers.clone()),
+        secrets: secrets::read(row, vault)?,
         retry_policy: row.try_get::<Option<Json<RetryPolicy>>, _>("retry_policy")?.map(|policy| policy.0),
         event_retry_policies: row.try_get::<Json<_>, _>("event_retry_policies")?.0,
         timeout: Duration::from_millis(u64::from(count(row.try_get("timeout_ms")?))),
@@ -184,13 +194,8 @@ fn read_ordering(row: &PgRow) -> Result<Ordering> {
     stored("ordering", row.try_get("ordering")?, Ordering::from_number)
 }
 
-fn read_headers(row: &PgRow) -> Result<OwnHeaders> {
-    Ok(OwnHeaders::from_stored(row.try_get::<Json<_>, _>("headers")?.0))
-}
-
-fn read_url(row: &PgRow) -> Result<EndpointUrl> {
-    let text: String = row.try_get("url")?;
-    EndpointUrl::from_stored(&text).ok_or_else(|| Error::Unreadable("an endpoint URL".to_owned()))
+fn read_url(text: &str) -> Result<EndpointUrl> {
+    EndpointUrl::from_stored(text).ok_or_else(|| Error::Unreadable("an endpoint URL".to_owned()))
 }
 
 pub(in crate::store) fn read_patterns(texts: &[String]) -> Result<Vec<EventPattern>> {

@@ -5,6 +5,7 @@ use serde_json::Value;
 use crate::program::run;
 
 const DATABASE: (&str, &str) = ("DATABASE_URL", "postgres://u:s3cret@127.0.0.1:1/x");
+const KEYS: (&str, &str) = ("HOOKLANE_ENCRYPTION_KEYS", "k1:AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=");
 
 fn file(content: &str) -> (tempfile::NamedTempFile, String) {
     let file = tempfile::NamedTempFile::new().expect("a file");
@@ -18,7 +19,7 @@ async fn good_settings_are_shown_with_where_they_come_from_and_without_secrets()
     let (_file, path) =
         file("[egress]\nallow_cidrs = [\"10.20.0.0/16\", \"10.21.0.0/16\"]\n[log]\nfilter = \"debug\"\n");
     let check = ["check-config", "--config", &path, "--roles", "worker"];
-    let variables = [DATABASE, ("HOOKLANE_SHUTDOWN_GRACE", "5s")];
+    let variables = [DATABASE, KEYS, ("HOOKLANE_SHUTDOWN_GRACE", "5s")];
     let (code, shown, note) = run(&check, &variables).await;
     assert_eq!((code, note.as_str()), (Some(0), "hooklane: the settings are good\n"), "{shown}");
     for (setting, value, source) in [
@@ -27,12 +28,13 @@ async fn good_settings_are_shown_with_where_they_come_from_and_without_secrets()
         ("roles", "worker", "--roles"),
         ("shutdown.grace", "5s", "HOOKLANE_SHUTDOWN_GRACE"),
         ("database.url", "(a secret)", "DATABASE_URL"),
+        ("encryption.keys", "(a secret)", "HOOKLANE_ENCRYPTION_KEYS"),
     ] {
         let line =
             shown.lines().find(|line| line.starts_with(setting)).unwrap_or_else(|| panic!("{setting} in {shown}"));
         assert!(line.contains(value) && line.contains(source), "{line}");
     }
-    assert!(!shown.contains("s3cret") && shown.lines().count() == 6, "{shown}");
+    assert!(!shown.contains("s3cret") && !shown.contains("AQEB") && shown.lines().count() == 7, "{shown}");
     let (_, shown, _) = run(&[&check[..], &["--all", "--json"]].concat(), &variables).await;
     let shown: Vec<Value> = shown.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
     let auth = shown.iter().find(|one| one["key"] == "auth").expect("auth");
@@ -58,6 +60,7 @@ async fn everything_that_would_stop_the_start_is_told_with_what_is_allowed() {
         "HOOKLANE_ROLES: \"cook\" is not a list of roles; allowed are api, worker and api,worker",
         "HOOKLANE_SHUTDOWN_GRACE: \"5\" is not a span of time; allowed is such as 250ms",
         "DATABASE_URL: is not set",
+        "HOOKLANE_ENCRYPTION_KEYS: is not set",
     ] {
         assert!(error.contains(part), "{part} in {error}");
     }
@@ -67,11 +70,11 @@ async fn everything_that_would_stop_the_start_is_told_with_what_is_allowed() {
 async fn files_that_settings_name_are_looked_into() {
     let (_cert, cert) = file("no certificate");
     let (_key, key) = file("no key");
-    let tls = [DATABASE, ("HOOKLANE_TLS_CERT_FILE", &cert), ("HOOKLANE_TLS_KEY_FILE", &key)];
+    let tls = [DATABASE, KEYS, ("HOOKLANE_TLS_CERT_FILE", &cert), ("HOOKLANE_TLS_KEY_FILE", &key)];
     let (code, _, error) = run(&["check-config"], &tls).await;
     assert!(code == Some(64) && error.contains(&cert) && error.contains("certificate in PEM"), "{error}");
     let (_url, url) = file("postgres://u:s3cret@127.0.0.1:1/x\n");
-    let (code, shown, error) = run(&["check-config"], &[("DATABASE_URL_FILE", &url)]).await;
+    let (code, shown, error) = run(&["check-config"], &[KEYS, ("DATABASE_URL_FILE", &url)]).await;
     assert!(code == Some(0) && shown.contains("DATABASE_URL_FILE") && !shown.contains("s3cret"), "{shown} {error}");
     let (code, _, error) = run(&["check-config"], &[("DATABASE_URL_FILE", "/nowhere")]).await;
     assert!(code == Some(64) && error.contains("DATABASE_URL_FILE") && error.contains("/nowhere"), "{error}");

@@ -89,10 +89,10 @@ async fn what_a_dead_process_had_counted_is_found_by_a_look_at_every_endpoint() 
                   insert into outstanding (id, endpoint_id, event_id, due_at, state, priority, payload_format, tenant,
                                            event_type)
                   select gen_random_uuid(), id, gen_random_uuid(), now() + interval '1 hour', 1, 2, 1, 'default', 'a'
-                  from endpoints where url = 'http://127.0.0.1:9/'
+                  from endpoints where shown_url = 'http://127.0.0.1:9/'
                 )
                 update endpoint_health set consecutive_failures = 7, last_failure_time = now()
-                where endpoint_id = (select id from endpoints where url = 'http://127.0.0.1:9/')";
+                where endpoint_id = (select id from endpoints where shown_url = 'http://127.0.0.1:9/')";
     sqlx::query(lost).execute(&mut connection).await.expect("failed");
     let alert = alert_where(&service, &registered, AlertKind::EndpointFailing, |_| true).await;
     assert_eq!((alert.details["consecutive_failures"].as_str(), alert.details["threshold"].as_str()), ("7", "5"));
