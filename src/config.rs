@@ -18,7 +18,9 @@ use self::settings::{Built, SETTINGS, Setting};
 pub use self::source::{Effective, Flags, SettingProblems};
 use self::source::{Reader, Source};
 pub(crate) use self::values::parse_span;
-use self::values::{parse_addr, parse_bool, parse_cidrs, parse_rate, parse_retention, parse_roles, parse_within};
+use self::values::{
+    parse_addr, parse_bool, parse_cidrs, parse_ports, parse_rate, parse_retention, parse_roles, parse_within,
+};
 use crate::domain::address::EgressRules;
 use crate::domain::alert::AlertRules;
 use crate::domain::cloudevents::SourceTemplate;
@@ -89,6 +91,18 @@ impl Config {
         let loopback = if is_dev { "127.0.0.0/8,::1/128" } else { "" };
         let allow_http = reader.get("egress.allow_http", if is_dev { "true" } else { "false" }, parse_bool);
         let allow_cidrs = reader.get("egress.allow_cidrs", loopback, parse_cidrs);
+        let ports = match (is_dev, allow_http) {
+            (true, _) => "any",
+            (false, Some(true)) => "443,80",
+            (false, _) => "443",
+        };
+        let allow_ports = reader.get("egress.allow_ports", ports, parse_ports);
+        let proxy_resolves = reader.get("egress.proxy_resolves", "false", parse_bool);
+        let proxy = reader.get("egress.proxy", "", |text| match text {
+            "" if proxy_resolves == Some(true) => Err("is not set, so egress.proxy_resolves has no meaning".to_owned()),
+            "" => Ok(None),
+            text => egress::Proxy::parse(text, proxy_resolves.unwrap_or_default()).map(Some),
+        });
         let grpc_addr = reader.get("grpc.addr", "127.0.0.1:50051", parse_addr);
         let payload_bytes_max = reader.get("limits.payload_bytes", "262144", |text| parse_within(text, 1, 64 << 20));
         let outstanding = |text: &str| parse_within(text, 1, 1_000_000_000);
@@ -125,7 +139,7 @@ impl Config {
         let alerts = alerts::read(reader);
         let encryption = encryption::read(profile, reader);
         let edge = edge?;
-        let rules = EgressRules { allow_http: allow_http?, allow_cidrs: allow_cidrs? };
+        let rules = EgressRules { allow_http: allow_http?, allow_cidrs: allow_cidrs?, allow_ports: allow_ports? };
         Some(Self {
             roles: roles?,
             api: api::Config {
@@ -149,7 +163,11 @@ impl Config {
                 retention: store::Retention { dead_letters: dead_letters? },
                 encryption: encryption?,
             },
-            egress: egress::Config { rules, user_agent: concat!("hooklane/", env!("CARGO_PKG_VERSION")).to_owned() },
+            egress: egress::Config {
+                rules,
+                proxy: proxy?,
+                user_agent: concat!("hooklane/", env!("CARGO_PKG_VERSION")).to_owned(),
+            },
             engine: engine::Config {
                 in_flight_max: usize::try_from(in_flight_max?).ok()?,
                 rates: engine::Rates { global: global_rate?, tenant: tenant_rate? },
@@ -206,6 +224,8 @@ mod tests {
                 ("HOOKLANE_AUTH", "password"),
                 ("HOOKLANE_EGRESS_ALLOW_HTTP", "maybe"),
                 ("HOOKLANE_EGRESS_ALLOW_CIDRS", "10.0.0.0/8, nowhere"),
+                ("HOOKLANE_EGRESS_ALLOW_PORTS", "443, 65536"),
+                ("HOOKLANE_EGRESS_PROXY", "https://canary@proxy"),
                 ("HOOKLANE_ROLES", "api,cook"),
                 ("HOOKLANE_LIMITS_PAYLOAD_BYTES", "0"),
                 ("HOOKLANE_SHUTDOWN_GRACE", "soon"),
@@ -227,6 +247,8 @@ mod tests {
             "here",
             "maybe",
             "nowhere",
+            "has 65536, which is no port",
+            "HOOKLANE_EGRESS_PROXY: is not the address of a proxy",
             "api,cook",
             "from 1 to",
             "soon",

@@ -41,7 +41,8 @@ impl Webhooks {
             // What the secret must look like depends on a scheme that is refused already.
             None => None,
         };
-        let new = match (tenant, patch.into_spec(), secret) {
+        let spec = patch.into_spec(&mut v);
+        let new = match (tenant, spec, secret) {
             (Some(tenant), Some(spec), Some(secret)) if v.is_empty() => NewEndpoint { tenant, spec, secret },
             _ => return Err(v.into_status()),
         };

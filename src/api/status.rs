@@ -22,7 +22,7 @@ const DOMAIN: &str = "hooklane";
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 /// Details travel in a header, and clients read 8 KiB of them: a request with more bad fields learns of the first ones.
 const FIELDS_MAX: usize = 25;
-const MESSAGE_BYTES_MAX: usize = 1_024;
+pub(super) const MESSAGE_BYTES_MAX: usize = 1_024;
 
 fn refusal(code: Code, reason: &str, message: impl Into<String>, mut details: ErrorDetails) -> Status {
     details.set_error_info(reason, DOMAIN, HashMap::new());
@@ -31,17 +31,6 @@ fn refusal(code: Code, reason: &str, message: impl Into<String>, mut details: Er
 
 /// Every bad field with what is wrong with it: a path and a clause that follows it.
 pub(super) fn invalid_fields(fields: Vec<(String, String)>) -> Status {
-    field_refusal(Code::InvalidArgument, "INVALID_FIELD", fields)
-}
-
-/// Fields that are set, valid, and not built yet.
-pub(super) fn unbuilt_fields(paths: Vec<String>) -> Status {
-    let words = "is not built yet; leave it unset";
-    let fields = paths.into_iter().map(|path| (path, words.to_owned())).collect();
-    field_refusal(Code::Unimplemented, "NOT_BUILT", fields)
-}
-
-fn field_refusal(code: Code, reason: &str, fields: Vec<(String, String)>) -> Status {
     let mut message = String::new();
     let mut details = ErrorDetails::new();
     for (path, words) in fields.iter().take(FIELDS_MAX) {
@@ -54,7 +43,7 @@ fn field_refusal(code: Code, reason: &str, fields: Vec<(String, String)>) -> Sta
     if fields.len() > FIELDS_MAX {
         message.push_str(&format!("; and {} more", fields.len() - FIELDS_MAX));
     }
-    refusal(code, reason, message, details)
+    refusal(Code::InvalidArgument, "INVALID_FIELD", message, details)
 }
 
 /// A payload over the limit in a message under its own.

@@ -81,7 +81,8 @@ impl Webhooks {
         event: &Event,
     ) -> Result<proto::Attempt, Problem> {
         let store = &self.services.store;
-        let target = Target::new(&lane.url, Signer::of(&lane.secrets), lane.timeout)?.with_headers(&lane.headers);
+        let target = Target::new(&lane.url, Signer::of(&lane.secrets), lane.timeout)?;
+        let target = target.with_headers(&lane.headers).with_tls(&lane.tls);
         let now = store.clock().now();
         let outgoing = Outgoing {
             target: &target,

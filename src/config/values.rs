@@ -6,6 +6,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::Roles;
+use crate::domain::address::Ports;
 use crate::domain::rate::RateLimit;
 
 pub(super) fn parse_bool(text: &str) -> Result<bool, String> {
@@ -25,6 +26,25 @@ pub(super) fn parse_cidrs(text: &str) -> Result<Vec<IpNet>, String> {
     parts
         .map(|part| part.parse().map_err(|_| format!("has {part}, which is no range; allowed is such as 10.0.0.0/8")))
         .collect()
+}
+
+/// Ports, comma-separated, or `any`.
+pub(super) fn parse_ports(text: &str) -> Result<Ports, String> {
+    if text == "any" {
+        return Ok(Ports::Any);
+    }
+    let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+    let port = |part: &str| part.parse().ok().filter(|port| *port > 0);
+    let ports: Vec<u16> = parts
+        .map(|part| {
+            port(part).ok_or_else(|| format!("has {part}, which is no port; allowed are 1 to 65535, or any alone"))
+        })
+        .collect::<Result<_, _>>()?;
+    if ports.is_empty() {
+        Err("has no port; allowed is such as 443,8443, or any".to_owned())
+    } else {
+        Ok(Ports::Only(ports))
+    }
 }
 
 pub(super) fn parse_roles(text: &str) -> Result<Roles, String> {

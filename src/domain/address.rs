@@ -1,7 +1,7 @@
-//! Which addresses a request may be sent to: every non-public range is forbidden unless a setting allows it.
+//! Which addresses and ports a request may be sent to: every non-public range is forbidden unless a setting allows it.
 //! Source: the IANA special-purpose address registries for IPv4 and IPv6.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::IpNet;
 
@@ -10,35 +10,76 @@ use ipnet::IpNet;
 pub struct EgressRules {
     /// Whether plain http is allowed.
     pub allow_http: bool,
-    /// Otherwise forbidden ranges that may be dialled.
+    /// Otherwise forbidden ranges that may be dialled, at any port.
     pub allow_cidrs: Vec<IpNet>,
+    /// At which ports public addresses may be dialled.
+    pub allow_ports: Ports,
 }
 
-/// The address is in a forbidden range. Says nothing of which: that would describe the network to a caller.
+/// Some ports, or all of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ports {
+    /// Every port.
+    Any,
+    /// These.
+    Only(Vec<u16>),
+}
+
+/// The one of https.
+impl Default for Ports {
+    fn default() -> Self {
+        Self::Only(vec![443])
+    }
+}
+
+impl Ports {
+    fn has(&self, port: u16) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Only(ports) => ports.contains(&port),
+        }
+    }
+}
+
+/// Why an address may not be dialled. Says nothing of which range: that would describe the network to a caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the address is not public")]
-pub struct Forbidden;
+pub enum Forbidden {
+    /// It is in a range that is not public.
+    #[error("the address is not public")]
+    Address,
+    /// It is public, and the port is none of those that may be dialled there.
+    #[error("the port is not allowed")]
+    Port,
+}
 
 impl EgressRules {
     /// Judges the address that is about to be dialled.
     ///
-    /// An IPv4-mapped IPv6 address is judged as the IPv4 address that the kernel would dial.
-    pub fn judge(&self, address: IpAddr) -> Result<(), Forbidden> {
-        if self.allows(address) {
+    /// An IPv4-mapped IPv6 address is judged as the IPv4 address that the kernel would dial, and by nothing else: a range
+    /// of IPv6 that is allowed opens no IPv4.
+    pub fn judge(&self, address: SocketAddr) -> Result<(), Forbidden> {
+        let ip = address.ip().to_canonical();
+        if self.allow_cidrs.iter().any(|range| range.contains(&ip)) {
             return Ok(());
         }
-        let public = match address {
+        let is_public = match ip {
             IpAddr::V4(v4) => is_public_v4(v4),
-            IpAddr::V6(v6) => match v6.to_ipv4_mapped() {
-                Some(v4) => return self.judge(IpAddr::V4(v4)),
-                None => is_public_v6(v6),
-            },
+            IpAddr::V6(v6) => is_public_v6(v6),
         };
-        if public { Ok(()) } else { Err(Forbidden) }
+        match is_public {
+            false => Err(Forbidden::Address),
+            true => self.judge_public_port(address.port()),
+        }
     }
 
-    fn allows(&self, address: IpAddr) -> bool {
-        self.allow_cidrs.iter().any(|range| range.contains(&address))
+    /// Judges the port of a name whose addresses are not known: they may be in a range that is allowed, at any port.
+    pub fn judge_port(&self, port: u16) -> Result<(), Forbidden> {
+        if self.allow_cidrs.is_empty() { self.judge_public_port(port) } else { Ok(()) }
+    }
+
+    /// Judges a port at which a public address is dialled.
+    pub fn judge_public_port(&self, port: u16) -> Result<(), Forbidden> {
+        if self.allow_ports.has(port) { Ok(()) } else { Err(Forbidden::Port) }
     }
 }
 
@@ -81,7 +122,7 @@ mod tests {
     use super::*;
 
     fn check(address: &str, public: bool) {
-        let parsed: IpAddr = address.parse().expect(address);
+        let parsed = SocketAddr::new(address.parse().expect(address), 443);
         assert_eq!(EgressRules::default().judge(parsed).is_ok(), public, "{address}");
     }
 
@@ -121,10 +162,44 @@ mod tests {
 
     #[test]
     fn an_allowed_range_admits_its_mapped_form_too() {
-        let rules = EgressRules { allow_http: false, allow_cidrs: vec!["127.0.0.0/8".parse().expect("cidr")] };
+        let rules = EgressRules { allow_cidrs: vec!["127.0.0.0/8".parse().expect("cidr")], ..EgressRules::default() };
         for (address, allowed) in [("127.0.0.1", true), ("::ffff:127.0.0.1", true), ("::1", false), ("10.0.0.1", false)]
         {
-            assert_eq!(rules.judge(address.parse().expect(address)).is_ok(), allowed, "{address}");
+            let address = SocketAddr::new(address.parse().expect(address), 8_080);
+            assert_eq!(rules.judge(address).is_ok(), allowed, "{address}");
         }
+    }
+
+    #[test]
+    fn an_allowed_range_of_ipv6_opens_no_ipv4() {
+        let rules = EgressRules { allow_cidrs: vec!["::/0".parse().expect("cidr")], ..EgressRules::default() };
+        for (address, allowed) in [("::1", true), ("::ffff:127.0.0.1", false), ("127.0.0.1", false)] {
+            let address = SocketAddr::new(address.parse().expect(address), 443);
+            assert_eq!(rules.judge(address).is_ok(), allowed, "{address}");
+        }
+    }
+
+    #[test]
+    fn ports_are_those_of_the_setting_at_public_addresses_and_any_where_a_range_is_allowed() {
+        let (public, private) = ("8.8.8.8".parse().expect("public"), "10.0.0.1".parse().expect("private"));
+        let some = EgressRules {
+            allow_ports: Ports::Only(vec![443, 8_443]),
+            allow_cidrs: vec!["10.0.0.0/8".parse().expect("cidr")],
+            ..EgressRules::default()
+        };
+        let any = EgressRules { allow_ports: Ports::Any, ..EgressRules::default() };
+        for (rules, address, port, judged) in [
+            (&some, public, 443, Ok(())),
+            (&some, public, 8_443, Ok(())),
+            (&some, public, 80, Err(Forbidden::Port)),
+            (&some, public, 0, Err(Forbidden::Port)),
+            (&some, private, 22, Ok(())),
+            (&any, public, 22, Ok(())),
+            (&any, private, 443, Err(Forbidden::Address)),
+        ] {
+            assert_eq!(rules.judge(SocketAddr::new(address, port)), judged, "{address} {port}");
+        }
+        assert_eq!((some.judge_port(22), any.judge_port(22)), (Ok(()), Ok(())));
+        assert_eq!(EgressRules::default().judge_port(22), Err(Forbidden::Port));
     }
 }

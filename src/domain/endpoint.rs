@@ -13,6 +13,7 @@ use super::pattern::EventPattern;
 use super::rate::RateLimit;
 use super::retry::{EventRetryPolicy, RetryPolicy};
 use super::time::Timestamp;
+use super::tls::TlsOptions;
 use super::url::EndpointUrl;
 
 /// What a caller decides about an endpoint.
@@ -32,6 +33,8 @@ pub struct EndpointSpec {
     pub payload_format: PayloadFormat,
     /// What is sent with every request beside our own headers.
     pub headers: OwnHeaders,
+    /// What its connections are secured with beside the system's certificates.
+    pub tls: TlsOptions,
     /// When failures are retried; `None` means the server's default.
     pub retry_policy: Option<RetryPolicy>,
     /// The same for certain event types, which goes before it.

@@ -24,10 +24,12 @@ pub mod pattern;
 pub mod rate;
 pub mod rendezvous;
 pub mod retry;
+pub mod retry_after;
 pub mod schedule;
 pub mod secret;
 pub mod signature;
 pub mod time;
+pub mod tls;
 pub mod url;
 pub mod verification;
 

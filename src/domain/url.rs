@@ -1,10 +1,10 @@
 //! An endpoint's address: what may be registered, before any name is resolved.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::Problem;
-use super::address::EgressRules;
+use super::address::{EgressRules, Forbidden};
 
 /// An `http` or `https` URL with a host, at most 2,048 bytes.
 ///
@@ -16,7 +16,8 @@ const BYTES_MAX: usize = 2_048;
 
 impl EndpointUrl {
     /// Parses a caller's URL and refuses one that `rules` could never deliver to: another scheme, plain http where it
-    /// is off, or a literal address in a forbidden range. Names are judged when they are dialled.
+    /// is off, a port that is not allowed, or a literal address in a forbidden range. Names are judged when they are
+    /// dialled.
     pub fn parse(text: &str, rules: &EgressRules) -> Result<Self, Problem> {
         if text.is_empty() {
             return Err(Problem::new("is empty; allowed is an https URL such as https://example.com/hooks"));
@@ -43,11 +44,18 @@ impl EndpointUrl {
             Some(url::Host::Ipv4(address)) => Some(IpAddr::V4(address)),
             Some(url::Host::Ipv6(address)) => Some(IpAddr::V6(address)),
         };
-        if let Some(address) = literal {
-            rules.judge(address).map_err(|_| {
+        // Both schemes have a port of their own.
+        let port = url.port_or_known_default().unwrap_or_default();
+        let judged = match literal {
+            Some(address) => rules.judge(SocketAddr::new(address, port)),
+            None => rules.judge_port(port),
+        };
+        judged.map_err(|forbidden| match forbidden {
+            Forbidden::Address => {
                 Problem::new("has an address that is not public; allowed are public addresses and egress.allow_cidrs")
-            })?;
-        }
+            }
+            Forbidden::Port => Problem::new(format!("has the port {port}; allowed are those of egress.allow_ports")),
+        })?;
         Ok(Self(url))
     }
 
@@ -105,6 +113,8 @@ mod tests {
             "https://[::1]/",
             "https://[::ffff:10.0.0.1]/",
             "https://169.254.169.254/latest",
+            "https://example.com:8443/",
+            "https://8.8.8.8:80/",
             &format!("https://example.com/{}", "x".repeat(2_048)),
         ] {
             assert!(EndpointUrl::parse(bad, &rules).is_err(), "{bad}");
@@ -113,9 +123,16 @@ mod tests {
 
     #[test]
     fn rules_admit_http_and_chosen_ranges() {
-        let rules = EgressRules { allow_http: true, allow_cidrs: vec!["127.0.0.0/8".parse().expect("cidr")] };
+        let rules = EgressRules {
+            allow_http: true,
+            allow_cidrs: vec!["127.0.0.0/8".parse().expect("cidr")],
+            ..EgressRules::default()
+        };
         assert!(EndpointUrl::parse("http://127.0.0.1:8080/", &rules).is_ok());
         assert!(EndpointUrl::parse("http://10.0.0.1/", &rules).is_err());
+        // It may be one of 127.0.0.0/8.
+        assert!(EndpointUrl::parse("http://receiver:8080/", &rules).is_ok());
+        assert!(EndpointUrl::parse("http://8.8.8.8:8080/", &rules).is_err());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The guard: resolves a host, judges every address, and dials only what it judged.
+//! The guard: resolves a host, judges every address, and dials only what it judged, itself or through the egress proxy.
 //!
 //! It is the innermost connector, so literals and names, http and https all pass it, and the address that was judged is
 //! the address that is dialled: a name that resolves differently a moment later gains nothing.
@@ -19,6 +19,8 @@ use hyper_util::rt::TokioIo;
 use tower::Service;
 
 use super::TcpStream;
+use super::proxy::Proxy;
+use super::resolver::Resolver;
 use crate::domain::address::{EgressRules, Forbidden};
 
 /// Why no connection was made. The words say nothing of addresses: they are shown to the endpoint's owner.
@@ -26,12 +28,16 @@ use crate::domain::address::{EgressRules, Forbidden};
 pub(super) enum DialError {
     #[error("blocked: plain http is not allowed")]
     PlainHttp,
-    #[error("blocked: the address is not public")]
+    #[error("blocked: {0}")]
     Forbidden(#[from] Forbidden),
     #[error("the host name did not resolve")]
     Unresolved,
     #[error("{}", words(*.0))]
     Unreachable(io::ErrorKind),
+    #[error("the egress proxy cannot be reached")]
+    ProxyUnreachable,
+    #[error("the egress proxy refused the connection")]
+    ProxyRefused,
 }
 
 fn words(kind: io::ErrorKind) -> &'static str {
@@ -53,13 +59,17 @@ const HEAD_START: Duration = Duration::from_millis(250);
 
 /// Opens TCP connections within the rules.
 #[derive(Clone)]
-pub(super) struct Guard {
-    rules: Arc<EgressRules>,
+pub(super) struct Guard(Arc<Way>);
+
+struct Way {
+    rules: EgressRules,
+    resolver: Resolver,
+    proxy: Option<Proxy>,
 }
 
 impl Guard {
-    pub(super) fn new(rules: EgressRules) -> Self {
-        Self { rules: Arc::new(rules) }
+    pub(super) fn new(rules: EgressRules, proxy: Option<Proxy>, resolver: Resolver) -> Self {
+        Self(Arc::new(Way { rules, resolver, proxy }))
     }
 }
 
@@ -73,38 +83,57 @@ impl Service<Uri> for Guard {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let rules = Arc::clone(&self.rules);
-        Box::pin(async move { connect(&rules, &uri).await.map(TokioIo::new) })
+        let way = Arc::clone(&self.0);
+        Box::pin(async move { way.connect(&uri).await.map(TokioIo::new) })
     }
 }
 
-async fn connect(rules: &EgressRules, uri: &Uri) -> Result<TcpStream, DialError> {
-    let is_https = uri.scheme() == Some(&Scheme::HTTPS);
-    if !is_https && !rules.allow_http {
-        return Err(DialError::PlainHttp);
+impl Way {
+    async fn connect(&self, uri: &Uri) -> Result<TcpStream, DialError> {
+        let is_https = uri.scheme() == Some(&Scheme::HTTPS);
+        if !is_https && !self.rules.allow_http {
+            return Err(DialError::PlainHttp);
+        }
+        let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+        let port = uri.port_u16().unwrap_or(if is_https { 443 } else { 80 });
+        if let Some(proxy) = self.proxy.as_ref().filter(|proxy| proxy.resolves(host)) {
+            // Who resolves judges: what is left to be judged here is the port.
+            self.rules.judge_public_port(port)?;
+            return proxy.tunnel(&self.resolver, &format!("{host}:{port}")).await;
+        }
+        let addresses = self.resolver.resolve(host, port).await?;
+        // One forbidden address condemns the host: which of several is dialled is up to whoever answers for the name.
+        for address in &addresses {
+            self.rules.judge(*address)?;
+        }
+        match &self.proxy {
+            None => {
+                let stream = dial(&addresses).await.map_err(|error| DialError::Unreachable(error.kind()))?;
+                // Without it a request of two segments waits for the receiver's delayed acknowledgement, 40 ms. Failing
+                // is no harm.
+                let _ = stream.set_nodelay(true);
+                Ok(stream)
+            }
+            Some(proxy) => self.tunnel(proxy, &addresses).await,
+        }
     }
-    let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
-    let port = uri.port_u16().unwrap_or(if is_https { 443 } else { 80 });
-    let addresses = resolve(host, port).await?;
-    // One forbidden address condemns the host: which of several is dialled is up to whoever answers for the name.
-    for address in &addresses {
-        rules.judge(address.ip())?;
-    }
-    let stream = dial(&addresses).await.map_err(|error| DialError::Unreachable(error.kind()))?;
-    // Without it a request of two segments waits for the receiver's delayed acknowledgement, 40 ms. Failing is no harm.
-    let _ = stream.set_nodelay(true);
-    Ok(stream)
-}
 
-/// A literal address resolves to itself, without asking anyone.
-async fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, DialError> {
-    let addresses: Vec<_> = tokio::net::lookup_host((host, port)).await.map_err(|_| DialError::Unresolved)?.collect();
-    if addresses.is_empty() { Err(DialError::Unresolved) } else { Ok(addresses) }
+    /// The first tunnel that comes about. The proxy is told addresses, not the name: what it dials is what was judged.
+    async fn tunnel(&self, proxy: &Proxy, addresses: &[SocketAddr]) -> Result<TcpStream, DialError> {
+        let mut failed = DialError::Unresolved;
+        for address in addresses.iter().take(ADDRESSES_MAX) {
+            match proxy.tunnel(&self.resolver, &address.to_string()).await {
+                Err(error @ DialError::ProxyRefused) => failed = error,
+                ended => return ended,
+            }
+        }
+        Err(failed)
+    }
 }
 
 /// The first connection that comes about. Addresses are tried in the resolver's order, the next as soon as one fails or
 /// [`HEAD_START`] has passed, so that one dead address of several costs a moment and not the deadline.
-async fn dial(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
+pub(super) async fn dial(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
     let mut untried = addresses.iter().take(ADDRESSES_MAX);
     let mut dialling = FuturesUnordered::new();
     let mut failed = io::ErrorKind::AddrNotAvailable.into();
@@ -138,12 +167,5 @@ mod tests {
         let dead: SocketAddr = "127.0.0.1:1".parse().unwrap();
         assert!(dial(&[dead, alive]).await.is_ok());
         assert_eq!(dial(&[dead, dead]).await.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
-    }
-
-    #[tokio::test]
-    async fn literals_of_both_families_resolve_to_themselves() {
-        for (host, address) in [("127.0.0.1", "127.0.0.1:80"), ("::1", "[::1]:80")] {
-            assert_eq!(resolve(host, 80).await, Ok(vec![address.parse().unwrap()]));
-        }
     }
 }

@@ -1,23 +1,25 @@
 //! The way into the internet: one function, [`Egress::send`], with one guard and one deadline.
 //!
-//! `request` says what is sent, `guard` where it may go, `outcome` what came of it; `connection` and `pool` are the way
-//! there. Nothing else in the program opens an outbound HTTP connection.
+//! `request` says what is sent, `guard` where it may go, `outcome` what came of it; `resolver`, `proxy`, `tls`,
+//! `connection` and `pool` are the way there. Nothing else in the program opens an outbound HTTP connection.
 
 mod connection;
 mod guard;
 mod outcome;
 mod pool;
+mod proxy;
 mod request;
+mod resolver;
 #[cfg(test)]
 mod tests;
+mod tls;
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
 use http::{HeaderValue, Request};
-use hyper_rustls::{ConfigBuilderExt as _, HttpsConnectorBuilder};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::RootCertStore;
 #[cfg(not(test))]
 use tokio::net::TcpStream;
 
@@ -25,12 +27,14 @@ use crate::domain::address::EgressRules;
 use crate::domain::attempt::AttemptResult;
 use crate::domain::time::Timestamp;
 
+pub use proxy::Proxy;
 pub use request::{Outgoing, Target};
 
 use connection::Body;
 use guard::Guard;
 use outcome::{Answer, BodyEnd, Failure};
 use pool::{Origin, Pool};
+use resolver::Resolver;
 /// A real one, or one of a simulated network where a test runs in it.
 #[cfg(test)]
 use tests::stream::TcpStream;
@@ -40,6 +44,8 @@ use tests::stream::TcpStream;
 pub struct Config {
     /// Where requests may go.
     pub rules: EgressRules,
+    /// Through which requests go, where they do not go directly.
+    pub proxy: Option<Proxy>,
     /// The `User-Agent` header: `hooklane/<version>`.
     pub user_agent: String,
 }
@@ -71,24 +77,13 @@ pub struct Egress {
 impl Egress {
     /// An egress that trusts the system's certificate authorities. Where the system has none, https ends in TLS_FAILED.
     pub fn new(config: Config) -> Result<Self, SetupError> {
-        let tls = match tls_versions()?.with_native_roots() {
-            Ok(rooted) => rooted.with_no_client_auth(),
-            Err(error) => {
-                tracing::warn!(%error, "no certificate authority is trusted: https deliveries will fail");
-                tls_versions()?.with_root_certificates(RootCertStore::empty()).with_no_client_auth()
-            }
-        };
-        Self::with_tls(config, tls)
+        Self::with(config, tls::system_roots(), Resolver::default())
     }
 
-    fn with_tls(config: Config, tls: ClientConfig) -> Result<Self, SetupError> {
+    fn with(config: Config, roots: RootCertStore, resolver: Resolver) -> Result<Self, SetupError> {
         let user_agent = HeaderValue::try_from(config.user_agent).map_err(|_| SetupError::UserAgent)?;
-        let connector = HttpsConnectorBuilder::new()
-            .with_tls_config(tls)
-            .https_or_http() // the guard decides on http
-            .enable_http1()
-            .wrap_connector(Guard::new(config.rules));
-        Ok(Self { pool: Pool::new(connector), user_agent })
+        let guard = Guard::new(config.rules, config.proxy, resolver);
+        Ok(Self { pool: Pool::new(tls::Connectors::new(guard, roots)?), user_agent })
     }
 
     /// Makes one attempt. It ends within the target's timeout, whatever the receiver does; every failure is a result.
@@ -137,9 +132,4 @@ impl fmt::Debug for Egress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Egress").field("user_agent", &self.user_agent).finish_non_exhaustive()
     }
-}
-
-fn tls_versions() -> Result<rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier>, rustls::Error> {
-    ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()
 }

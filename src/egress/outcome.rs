@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::error::Error;
 use std::io;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::RETRY_AFTER;
@@ -17,7 +17,8 @@ use hyper::body::{Body as _, Incoming};
 use rustls::CertificateError;
 
 use super::guard::DialError;
-use crate::domain::attempt::{AttemptOutcome, AttemptResult, BODY_BYTES_KEPT, BODY_BYTES_READ, RETRY_AFTER_MAX};
+use crate::domain::attempt::{AttemptOutcome, AttemptResult, BODY_BYTES_KEPT, BODY_BYTES_READ};
+use crate::domain::retry_after;
 use crate::domain::time::Timestamp;
 
 /// How many response headers are kept, and how many bytes of them together.
@@ -47,7 +48,7 @@ impl Answer {
         Self {
             status: head.status,
             headers: kept_headers(&head.headers),
-            retry_after: head.headers.get(RETRY_AFTER).filter(|_| waits).and_then(|value| retry_after(value, now)),
+            retry_after: head.headers.get(RETRY_AFTER).filter(|_| waits).and_then(|value| asked_wait(value, now)),
             body: Vec::new(),
             whole: false,
         }
@@ -110,17 +111,8 @@ fn kept_headers(headers: &HeaderMap) -> Vec<(String, String)> {
         .collect()
 }
 
-/// Seconds or an HTTP date, clamped to [`RETRY_AFTER_MAX`]; `None` for what asks for no wait or cannot be read.
-fn retry_after(value: &HeaderValue, now: Timestamp) -> Option<Duration> {
-    let text = value.to_str().ok()?.trim();
-    let seconds = if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
-        // Only digits: what does not fit is too large.
-        text.parse().unwrap_or(u64::MAX)
-    } else {
-        let date = httpdate::parse_http_date(text).ok()?.duration_since(UNIX_EPOCH).ok()?;
-        date.as_secs().saturating_sub(u64::try_from(now.seconds()).unwrap_or(0))
-    };
-    (seconds > 0).then(|| Duration::from_secs(seconds).min(RETRY_AFTER_MAX))
+fn asked_wait(value: &HeaderValue, now: Timestamp) -> Option<Duration> {
+    retry_after::parse(value.to_str().ok()?, now)
 }
 
 /// Why a request brought no answer.
@@ -157,6 +149,11 @@ impl Failure {
         causes(error).find_map(|cause| cause.downcast_ref::<rustls::Error>()).map(|error| Self::tls(tls_words(error)))
     }
 
+    /// What an endpoint's connections are to be secured with cannot be used.
+    pub(super) fn of_options() -> Self {
+        Self::tls("TLS cannot be set up with the endpoint's certificates")
+    }
+
     fn tls(words: &'static str) -> Self {
         Self { outcome: AttemptOutcome::TlsFailed, error: words.into() }
     }
@@ -187,7 +184,9 @@ const fn dial_outcome(error: DialError) -> AttemptOutcome {
     match error {
         DialError::PlainHttp | DialError::Forbidden(_) => AttemptOutcome::Blocked,
         DialError::Unresolved => AttemptOutcome::DnsFailed,
-        DialError::Unreachable(_) => AttemptOutcome::ConnectFailed,
+        DialError::Unreachable(_) | DialError::ProxyUnreachable | DialError::ProxyRefused => {
+            AttemptOutcome::ConnectFailed
+        }
     }
 }
 
@@ -224,44 +223,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn retry_after_is_read_without_trust() {
-        // 2026-01-21T12:00:00Z
-        let now = Timestamp::from_micros(1_768_996_800_000_000);
-        let hour = Some(Duration::from_secs(3_600));
-        for (text, expected) in [
-            ("3600", hour),
-            (" 3600 ", hour),
-            ("Wed, 21 Jan 2026 13:00:00 GMT", hour),
-            ("Wednesday, 21-Jan-26 13:00:00 GMT", hour),
-            ("Wed Jan 21 13:00:00 2026", hour),
-            ("86401", Some(RETRY_AFTER_MAX)),
-            ("99999999999999999999999999", Some(RETRY_AFTER_MAX)),
-            ("Fri, 31 Dec 9999 23:59:59 GMT", Some(RETRY_AFTER_MAX)),
-            (&"9".repeat(1 << 20), Some(RETRY_AFTER_MAX)),
-            ("0", None),
-            ("Wed, 21 Jan 2026 11:59:59 GMT", None),
-            ("Thu, 01 Jan 1970 00:00:00 GMT", None),
-            ("", None),
-            ("-1", None),
-            ("+1", None),
-            ("1.5", None),
-            ("1e300", None),
-            ("NaN", None),
-            ("inf", None),
-            ("soon", None),
-            ("1, 2", None),
-            ("Wed, 32 Jan 2026 12:00:00 GMT", None),
-            ("Fri, 31 Dec 99999 23:59:59 GMT", None),
-            (&"x".repeat(1 << 20), None),
-        ] {
-            let value = HeaderValue::from_str(text).expect("header value");
-            let shown: String = text.chars().take(40).collect();
-            assert_eq!(retry_after(&value, now), expected, "{shown}");
-        }
+    fn a_wait_that_is_no_text_asks_for_none() {
         let obscure = HeaderValue::from_bytes(b"12\xff").expect("header value");
-        assert_eq!(retry_after(&obscure, now), None);
-        let at_the_end_of_time = Timestamp::from_micros(i64::MAX);
-        assert_eq!(retry_after(&HeaderValue::from_static("1"), at_the_end_of_time), Some(Duration::from_secs(1)));
+        assert_eq!(asked_wait(&obscure, Timestamp::from_micros(0)), None);
+        assert_eq!(
+            asked_wait(&HeaderValue::from_static("12"), Timestamp::from_micros(0)),
+            Some(Duration::from_secs(12))
+        );
     }
 
     #[test]

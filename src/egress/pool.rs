@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use http::{Request, Response, Uri};
 use hyper::body::Incoming;
-use hyper_rustls::HttpsConnector;
 use tower::Service;
 
 use super::connection::{Body, Connection};
-use super::guard::Guard;
 use super::outcome::Failure;
+use super::tls::{Connectors, Own};
+use crate::domain::tls::TlsOptions;
 
 /// How long an unused connection is kept: less than the 60 s after which common receivers and balancers close theirs, so
 /// that few requests meet a connection that is just being closed.
@@ -21,24 +21,33 @@ const REAP_EVERY: Duration = Duration::from_secs(5);
 /// As many as an endpoint may have in flight: a lane at its cap finds every connection again.
 const IDLE_PER_ORIGIN_MAX: usize = 1_024;
 
-/// Where connections lead: scheme and authority.
+/// Where connections lead: scheme and authority, and what they are secured with.
 #[derive(Debug, Clone)]
 pub(super) struct Origin {
     uri: Uri,
     name: Arc<str>,
+    /// An endpoint's own certificates: its connections serve nobody who has others.
+    own: Option<Arc<Own>>,
 }
 
 impl Origin {
     /// The origin of an absolute `uri`.
     pub(super) fn of(uri: &Uri) -> Option<Self> {
         let name = format!("{}://{}", uri.scheme_str()?, uri.authority()?);
-        Some(Self { uri: uri.clone(), name: name.into() })
+        Some(Self { uri: uri.clone(), name: name.into(), own: None })
+    }
+
+    /// The same, secured with an endpoint's own certificates.
+    pub(super) fn with_tls(&self, options: &TlsOptions) -> Self {
+        let own = Own::new(options.clone());
+        let name = format!("{} {}", self.name, own.name());
+        Self { uri: self.uri.clone(), name: name.into(), own: Some(Arc::new(own)) }
     }
 }
 
 /// Makes connections and keeps those that can be used again.
 pub(super) struct Pool {
-    connector: HttpsConnector<Guard>,
+    connectors: Connectors,
     /// By origin, the longest unused first.
     idle: Mutex<HashMap<Arc<str>, Vec<Idle>>>,
 }
@@ -50,8 +59,8 @@ struct Idle {
 
 impl Pool {
     /// A pool that closes what was unused for long, as long as it lives itself.
-    pub(super) fn new(connector: HttpsConnector<Guard>) -> Arc<Self> {
-        let pool = Arc::new(Self { connector, idle: Mutex::default() });
+    pub(super) fn new(connectors: Connectors) -> Arc<Self> {
+        let pool = Arc::new(Self { connectors, idle: Mutex::default() });
         let reaped = Arc::downgrade(&pool);
         tokio::spawn(async move {
             loop {
@@ -114,7 +123,11 @@ impl Pool {
     }
 
     async fn connect(&self, origin: &Origin) -> Result<Connection, Failure> {
-        let io = self.connector.clone().call(origin.uri.clone()).await;
+        let mut connector = match &origin.own {
+            None => self.connectors.common(),
+            Some(own) => self.connectors.own(own).ok_or_else(Failure::of_options)?,
+        };
+        let io = connector.call(origin.uri.clone()).await;
         let io = io.map_err(|error| Failure::of_connecting(error.as_ref()))?;
         Connection::open(io).await.map_err(|error| Failure::of_exchange(&error))
     }

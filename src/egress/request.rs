@@ -22,6 +22,7 @@ use crate::domain::headers::OwnHeaders;
 use crate::domain::id::DeliveryId;
 use crate::domain::signature::Signer;
 use crate::domain::time::Timestamp;
+use crate::domain::tls::TlsOptions;
 use crate::domain::url::EndpointUrl;
 
 const X_WEBHOOK_ID: HeaderName = HeaderName::from_static("x-webhook-id");
@@ -66,6 +67,14 @@ impl Target {
         let host = HeaderValue::from_str(authority).map_err(|_| problem())?;
         let own = basic(url.parsed()).map(|value| (AUTHORIZATION, value)).into_iter().collect();
         Ok(Self { origin, path, host, own, shown_url: url.redacted(), signer, timeout })
+    }
+
+    /// With certificates of the endpoint's own.
+    pub fn with_tls(mut self, options: &TlsOptions) -> Self {
+        if !options.is_empty() {
+            self.origin = self.origin.with_tls(options);
+        }
+        self
     }
 
     /// With headers of the endpoint's own; an `authorization` among them goes before the address's.

@@ -117,7 +117,8 @@ impl Roster {
 
     fn prepare(&self, endpoint: LaneEndpoint) -> Result<Prepared, crate::domain::Problem> {
         let signer = Signer::of(&endpoint.secrets);
-        let target = Target::new(&endpoint.url, signer, endpoint.timeout)?.with_headers(&endpoint.headers);
+        let target = Target::new(&endpoint.url, signer, endpoint.timeout)?;
+        let target = target.with_headers(&endpoint.headers).with_tls(&endpoint.tls);
         Ok(Prepared {
             version: endpoint.version,
             shown_url: target.shown_url().into(),

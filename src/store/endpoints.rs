@@ -22,6 +22,7 @@ use crate::domain::pattern::any_matches;
 use crate::domain::rate::RateLimit;
 use crate::domain::retry::{EventRetryPolicy, RetryPolicy};
 use crate::domain::secret::{Secret, SigningSecret};
+use crate::domain::tls::TlsOptions;
 use crate::domain::url::EndpointUrl;
 
 /// An endpoint to register.
@@ -100,6 +101,8 @@ pub struct LaneEndpoint {
     pub url: EndpointUrl,
     /// What is sent beside our own headers.
     pub headers: OwnHeaders,
+    /// What connections are secured with beside the system's certificates.
+    pub tls: TlsOptions,
     /// What signs them, newest first.
     pub secrets: Vec<SigningSecret>,
     /// When failures are retried; `None` means the server's default.
@@ -129,18 +132,18 @@ with made as (
                          retry_policy, timeout_ms, max_in_flight, labels, external_id, headers,
                          event_retry_policies, filter, rate_per_second, rate_burst, circuit_threshold,
                          circuit_open_ms, circuit_open_max_ms, disable_failures, disable_failing_ms, ordering,
-                         ordering_on_failure, sealed, sealed_key_id, sealed_version, inline_digest, state, version,
-                         create_time, update_time)
+                         ordering_on_failure, sealed, sealed_key_id, sealed_version, ca_pem, client_certificate_pem,
+                         client_key_pem, inline_digest, state, version, create_time, update_time)
   values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24,
-          $25, $26, $27, $28, $29, 1, 1, now(), now())
+          $25, $26, $27, $28, $29, $30, $31, $32, 1, 1, now(), now())
   on conflict (inline_digest) where inline_digest is not null and delete_time is null do nothing
   returning id
 ), moved as (
-  insert into tenants as t (tenant, config_version) select $2, 1 where $29::bytea is null
+  insert into tenants as t (tenant, config_version) select $2, 1 where $32::bytea is null
   on conflict (tenant) do update set config_version = t.config_version + 1
 ), secret as (
   insert into endpoint_secrets (endpoint_id, version, secret, key_id, create_time, public_key)
-  select id, 1, $30, $31, now(), $32 from made
+  select id, 1, $33, $34, now(), $35 from made
 ), health as (
   insert into endpoint_health (endpoint_id) select id from made
 )
@@ -178,7 +181,7 @@ with changed as (
          external_id = $13, headers = $14, event_retry_policies = $15, filter = $16, rate_per_second = $17,
          rate_burst = $18, circuit_threshold = $19, circuit_open_ms = $20, circuit_open_max_ms = $21,
          disable_failures = $22, disable_failing_ms = $23, ordering = $24, ordering_on_failure = $25, sealed = $26,
-         sealed_key_id = $27, sealed_version = $28, version = version + 1, update_time = now(),
+         sealed_key_id = $27, sealed_version = $28, ca_pem = $29, client_certificate_pem = $30, client_key_pem = $31, version = version + 1, update_time = now(),
          circuit_until = case
            when $19 = 0 then null
            when circuit_open_ms = $20 and circuit_open_max_ms = $21 then circuit_until
@@ -206,7 +209,8 @@ with gone as (
 select count(*) from gone";
 
 const LANE_ENDPOINTS: &str = "
-select e.id, e.tenant, e.version, e.url, e.headers, e.client_key_pem, e.sealed, e.sealed_key_id, e.sealed_version, e.retry_policy, e.event_retry_policies, e.timeout_ms, e.max_in_flight,
+select e.id, e.tenant, e.version, e.url, e.headers, e.ca_pem, e.client_certificate_pem, e.client_key_pem, e.sealed,
+       e.sealed_key_id, e.sealed_version, e.retry_policy, e.event_retry_policies, e.timeout_ms, e.max_in_flight,
        e.rate_per_second, e.rate_burst, e.circuit_threshold, e.circuit_open_ms, e.circuit_open_max_ms,
        e.disable_failures, e.disable_failing_ms, e.ordering, s.secrets, s.versions, s.key_ids, s.schemes,
        s.expire_times

@@ -189,7 +189,11 @@ impl Vault {
 
 impl Private {
     pub(super) fn of(spec: &EndpointSpec) -> Self {
-        Self { url: spec.url.as_str().to_owned(), headers: spec.headers.entries().clone(), client_key_pem: None }
+        Self {
+            url: spec.url.as_str().to_owned(),
+            headers: spec.headers.entries().clone(),
+            client_key_pem: spec.tls.client.as_ref().map(|client| client.expose_key().to_owned()),
+        }
     }
 }
 

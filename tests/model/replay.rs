@@ -337,6 +337,7 @@ async fn register(store: &Store) -> EndpointId {
         labels: Default::default(),
         external_id: None,
         headers: Default::default(),
+        tls: Default::default(),
         event_retry_policies: Vec::new(),
         filter: None,
         ordering: Default::default(),

@@ -23,7 +23,7 @@ const K2: &str = "k2:AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=";
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What is looked for. Each is of a path of its own, so that what is found tells where it came from.
-const CANARIES: [&str; 14] = [
+const CANARIES: [&str; 16] = [
     "canary-secret-registered",
     "canary-secret-rotated",
     "canary-secret-inline",
@@ -37,6 +37,8 @@ const CANARIES: [&str; 14] = [
     "canary-header-updated",
     "canary-header-refused\u{7f}",
     "canary-credential",
+    "canary-proxy",
+    "canary-client-key",
     "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE",
 ];
 
@@ -54,15 +56,15 @@ impl Told {
         self.add(what, format!("{refusal:?} {} {details:?}", refusal.message()));
     }
 
-    /// Looks for each canary, as it is and as base64 and hex have it.
-    fn has_none(&self) {
+    /// Looks for each canary and each of `more`, as it is and as base64 and hex have it.
+    fn has_none(&self, more: &[&str]) {
         use base64::Engine as _;
-        for canary in CANARIES {
+        for canary in CANARIES.iter().chain(more) {
             let hex: String = canary.bytes().map(|byte| format!("{byte:02x}")).collect();
             // Without what its neighbours would change.
             let encoded = base64::engine::general_purpose::STANDARD_NO_PAD.encode(&canary.as_bytes()[..12]);
             for (what, text) in &self.0 {
-                for form in [canary, &hex, &encoded] {
+                for form in [*canary, &hex, &encoded] {
                     let at = text.find(form).map(|at| text[..at].chars().rev().take(300).collect::<Vec<_>>());
                     let before: Option<String> = at.map(|chars| chars.into_iter().rev().collect());
                     assert!(before.is_none(), "{canary:?} is in {what}, after {before:?}");
@@ -138,6 +140,12 @@ async fn known_secrets_are_in_no_log_error_attempt_or_table() {
     let registered = registered.endpoint.expect("an endpoint");
     assert_eq!((&registered.url, &registered.headers), (&given.url, &given.headers));
 
+    // A key in PEM, of which each line is looked for.
+    let made = rcgen::generate_simple_self_signed(["hooklane".to_owned()]).expect("made");
+    let key = made.signing_key.serialize_pem();
+    given.client_certificate_pem = made.cert.pem();
+    given.client_key_pem = key.clone();
+
     // Delivered with all of it; what fails is told, retried and given up.
     let mut ids = Vec::new();
     let unreachable = secret_url("http://127.0.0.1:1", "canary-url-password", "canary-url-query");
@@ -172,6 +180,8 @@ async fn known_secrets_are_in_no_log_error_attempt_or_table() {
     }
 
     // Changed, rotated, and brought along with an event.
+    given.client_key_pem.clear();
+    given.client_certificate_pem.clear();
     let mut changed =
         Endpoint { id: registered.id.clone(), url: secret_url(&receiver.url(), "x", "canary-url-updated"), ..given };
     changed.headers.insert("Authorization".to_owned(), "Bearer canary-header-updated".to_owned());
@@ -203,6 +213,12 @@ async fn known_secrets_are_in_no_log_error_attempt_or_table() {
         let refusal = client.register_endpoint(request).await.expect_err(what);
         told.refusal(what, &refusal);
     };
+    refuse("a bad client key", |request| {
+        let endpoint = request.endpoint.as_mut().expect("one");
+        endpoint.client_certificate_pem = "nonsense".to_owned();
+        endpoint.client_key_pem = "canary-client-key".to_owned();
+    })
+    .await;
     refuse("a bad secret", |request| request.secret = "canary-secret-refused bad".to_owned()).await;
     refuse("a bad header", |request| {
         let endpoint = request.endpoint.as_mut().expect("one");
@@ -235,7 +251,8 @@ async fn known_secrets_are_in_no_log_error_attempt_or_table() {
         assert_eq!(code, Some(0), "{error}");
         told.add(arguments.join(" "), output + &error);
     }
-    told.has_none();
+    let lines: Vec<_> = key.lines().filter(|line| !line.starts_with("---")).collect();
+    told.has_none(&lines);
 }
 
 #[tokio::test]

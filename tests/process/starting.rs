@@ -24,7 +24,9 @@ async fn it_does_not_start_open_to_everybody_unless_told_so() {
         assert!(error.contains(part), "{part} in {error}");
     }
     // Then it gets as far as the database, which is not there.
-    for (arguments, settings) in [(&["serve", "--insecure"][..], &outside[..]), (&["serve"], &[NOWHERE, outside[2], PLAIN])] {
+    for (arguments, settings) in
+        [(&["serve", "--insecure"][..], &outside[..]), (&["serve"], &[NOWHERE, outside[2], PLAIN])]
+    {
         let (code, _, error) = run(arguments, settings).await;
         assert_eq!(code, Some(69), "{error}");
     }

@@ -48,7 +48,8 @@ pub(crate) fn start_member(
     end: CancellationToken,
 ) -> (Engine, JoinHandle<()>) {
     let rules = support::loopback_rules();
-    let egress = Egress::new(egress::Config { rules, user_agent: "hooklane/test".to_owned() }).expect("an egress");
+    let egress =
+        Egress::new(egress::Config { rules, proxy: None, user_agent: "hooklane/test".to_owned() }).expect("an egress");
     let retries = RetryDefaults { policy: quick(5), ..RetryDefaults::default() };
     let config = engine::Config { retries, grace, ..engine::Config::default() };
     let (membership, member) = Membership::start(store, Roles { api: false, worker: true }, end);

@@ -25,6 +25,7 @@ pub(crate) fn spec(event_types: &[&str]) -> EndpointSpec {
         signature_scheme: SignatureScheme::Timestamped,
         payload_format: PayloadFormat::Envelope,
         headers: Default::default(),
+        tls: Default::default(),
         retry_policy: None,
         event_retry_policies: Vec::new(),
         timeout: Duration::from_secs(1),

@@ -78,7 +78,11 @@ pub(crate) async fn connection(url: &str) -> PgConnection {
 
 /// Rules that let receivers of these tests be reached.
 pub(crate) fn loopback_rules() -> EgressRules {
-    EgressRules { allow_http: true, allow_cidrs: vec!["127.0.0.0/8".parse().expect("a range")] }
+    EgressRules {
+        allow_http: true,
+        allow_cidrs: vec!["127.0.0.0/8".parse().expect("a range")],
+        ..EgressRules::default()
+    }
 }
 
 /// How long a condition may take to come true: far more than it needs, so that a slow machine fails nothing.

@@ -87,6 +87,7 @@ annotations:
 {{/* The settings that have values of their own, or a place in a pod that nothing else may be. */}}
 {{- define "hooklane.ownSettings" -}}
 database.url: database.existingSecret or database.url
+egress.proxy: extraEnv, for it may have a password (HOOKLANE_EGRESS_PROXY, or HOOKLANE_EGRESS_PROXY_FILE)
 encryption.keys: encryption.existingSecret
 grpc.addr: service.port
 ops.addr: none, it is 9464 on every address of the pod

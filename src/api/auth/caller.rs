@@ -30,7 +30,7 @@ impl Caller {
     }
 
     /// Whoever calls where nobody is asked.
-    pub(super) fn anyone() -> Self {
+    pub(in crate::api) fn anyone() -> Self {
         Self::new(String::new(), Role::Admin, Scope::All)
     }
 

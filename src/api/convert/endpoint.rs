@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::mask::Mask;
 use super::time::{from_duration, to_duration, to_timestamp};
+use super::tls::{self, ClientPatch};
 use super::{Violations, gates, retry, undefined};
 use crate::api::auth::Caller;
 use crate::api::proto;
@@ -22,6 +23,7 @@ use crate::domain::headers::OwnHeaders;
 use crate::domain::pattern::EventPattern;
 use crate::domain::rate::RateLimit;
 use crate::domain::retry::{EventRetryPolicy, RetryPolicy};
+use crate::domain::tls::{TlsOptions, TrustedCertificates};
 use crate::domain::url::EndpointUrl;
 
 const RETRY_POLICY: &str = "endpoint.retry_policy";
@@ -36,6 +38,8 @@ pub(in crate::api) struct Patch {
     signature_scheme: Option<SignatureScheme>,
     payload_format: Option<PayloadFormat>,
     headers: Option<OwnHeaders>,
+    trusted: Option<Option<TrustedCertificates>>,
+    client: Option<ClientPatch>,
     retry_policy: Option<Option<RetryPolicy>>,
     event_retry_policies: Option<Vec<EventRetryPolicy>>,
     /// Parts of the policy to change, and the policy they are taken from.
@@ -59,7 +63,6 @@ impl Patch {
         rules: &EgressRules,
         violations: &mut Violations,
     ) -> Self {
-        refuse_unbuilt(given, mask, violations);
         let v = violations;
         let parts = mask.retry_parts();
         Self {
@@ -77,6 +80,8 @@ impl Patch {
             signature_scheme: masked(mask, "signature_scheme", || signature_scheme(given.signature_scheme, v)),
             payload_format: masked(mask, "payload_format", || payload_format(given.payload_format, v)),
             headers: masked(mask, "headers", || v.take("endpoint.headers", OwnHeaders::parse(given.headers.clone()))),
+            trusted: masked(mask, "ca_pem", || tls::trusted(&given.ca_pem, v)),
+            client: ClientPatch::parse(given, mask, v),
             retry_policy: masked(mask, "retry_policy", || match &given.retry_policy {
                 None => Some(None),
                 Some(policy) => retry::from_proto(policy, RETRY_POLICY, v).map(Some),
@@ -110,8 +115,10 @@ impl Patch {
     }
 
     /// A new endpoint's values: those of a patch of every field; `None` where one was bad.
-    pub(in crate::api) fn into_spec(self) -> Option<EndpointSpec> {
+    pub(in crate::api) fn into_spec(self, violations: &mut Violations) -> Option<EndpointSpec> {
+        let client = self.client.as_ref().map(|client| client.apply(None, violations));
         Some(EndpointSpec {
+            tls: TlsOptions { trusted: self.trusted?, client: client? },
             url: self.url?,
             description: self.description?,
             event_types: self.event_types?,
@@ -143,6 +150,10 @@ impl Patch {
         replace(&mut spec.signature_scheme, &self.signature_scheme);
         replace(&mut spec.payload_format, &self.payload_format);
         replace(&mut spec.headers, &self.headers);
+        replace(&mut spec.tls.trusted, &self.trusted);
+        if let Some(client) = &self.client {
+            spec.tls.client = client.apply(base.tls.client.as_ref(), violations);
+        }
         replace(&mut spec.retry_policy, &self.retry_policy);
         replace(&mut spec.event_retry_policies, &self.event_retry_policies);
         replace(&mut spec.timeout, &self.timeout);
@@ -170,15 +181,6 @@ fn replace<T: Clone>(value: &mut T, new: &Option<T>) {
     if let Some(new) = new {
         value.clone_from(new);
     }
-}
-
-fn refuse_unbuilt(given: &proto::Endpoint, mask: &Mask, violations: &mut Violations) {
-    let mut unbuilt = |field: &str, path: &'static str, is_set: bool| {
-        violations.unbuilt_if(is_set && mask.has(field), path);
-    };
-    unbuilt("ca_pem", "endpoint.ca_pem", !given.ca_pem.is_empty());
-    unbuilt("client_certificate_pem", "endpoint.client_certificate_pem", !given.client_certificate_pem.is_empty());
-    unbuilt("client_key_pem", "endpoint.client_key_pem", !given.client_key_pem.is_empty());
 }
 
 fn ordering(number: i32, violations: &mut Violations) -> Option<Ordering> {
@@ -288,6 +290,10 @@ pub(in crate::api) fn to_proto(endpoint: Endpoint, caller: &Caller) -> proto::En
         ordering_on_failure: i32::from(spec.on_failure.number()),
         labels: spec.labels.into_iter().collect(),
         external_id: spec.external_id.unwrap_or_default(),
+        ca_pem: spec.tls.trusted.as_ref().map(|trusted| trusted.as_str().to_owned()).unwrap_or_default(),
+        client_certificate_pem: spec.tls.client.as_ref().map(|it| it.chain().to_owned()).unwrap_or_default(),
+        // Never shown.
+        client_key_pem: String::new(),
         state: i32::from(state.number()),
         disabled_reason: endpoint.disabled_reason.unwrap_or_default(),
         circuit_state: i32::from(endpoint.circuit.number()),
@@ -301,7 +307,6 @@ pub(in crate::api) fn to_proto(endpoint: Endpoint, caller: &Caller) -> proto::En
         create_time: Some(to_timestamp(create_time)),
         update_time: Some(to_timestamp(update_time)),
         etag: version.to_string(),
-        ..proto::Endpoint::default()
     }
 }
 
@@ -332,7 +337,7 @@ mod tests {
     fn register(given: &proto::Endpoint) -> Result<EndpointSpec, (Code, Vec<String>)> {
         let mut violations = Violations::new();
         let patch = Patch::parse(given, &Mask::all(), &EgressRules::default(), &mut violations);
-        match patch.into_spec() {
+        match patch.into_spec(&mut violations) {
             Some(spec) if violations.is_empty() => Ok(spec),
             _ => Err(refused(&violations.into_status())),
         }
@@ -360,35 +365,30 @@ mod tests {
             max_in_flight: 2_000,
             ordering: -1,
             ordering_on_failure: 3,
-            ca_pem: "unbuilt, but what is bad comes first".to_owned(),
+            ca_pem: "nonsense".to_owned(),
+            client_certificate_pem: "nonsense".to_owned(),
+            client_key_pem: "nonsense".to_owned(),
             ..given()
         };
         let (code, mut paths) = register(&bad).expect_err("bad");
         paths.sort();
         assert_eq!(code, Code::InvalidArgument);
-        let names =
-            ["description", "event_types[1]", "event_types[2]", "max_in_flight", "ordering", "ordering_on_failure"];
+        let names = [
+            "ca_pem",
+            "client_certificate_pem",
+            "description",
+            "event_types[1]",
+            "event_types[2]",
+            "max_in_flight",
+            "ordering",
+            "ordering_on_failure",
+        ];
         let expected: Vec<String> = names
             .iter()
             .chain(&["signature_scheme", "timeout", "url"])
             .map(|name| format!("endpoint.{name}"))
             .collect();
         assert_eq!(paths, expected);
-    }
-
-    #[test]
-    fn what_is_not_built_is_refused_by_name() {
-        type Set = fn(&mut proto::Endpoint);
-        let cases: [(&str, Set); 3] = [
-            ("ca_pem", |e| e.ca_pem = "x".to_owned()),
-            ("client_certificate_pem", |e| e.client_certificate_pem = "x".to_owned()),
-            ("client_key_pem", |e| e.client_key_pem = "x".to_owned()),
-        ];
-        for (field, set) in cases {
-            let mut endpoint = given();
-            set(&mut endpoint);
-            assert_eq!(register(&endpoint), Err((Code::Unimplemented, vec![format!("endpoint.{field}")])));
-        }
     }
 
     #[test]

@@ -134,7 +134,7 @@ fn inline_endpoint(
             // What the secret must look like depends on a scheme that is refused already.
             (None, false) => None,
         };
-        Some(InlineEndpoint { spec: patch.into_spec()?, secret: secret? })
+        Some(InlineEndpoint { spec: patch.into_spec(v)?, secret: secret? })
     })
 }
 
@@ -329,9 +329,9 @@ mod tests {
         assert_eq!(paths, expected);
         let nothing = parse(asked(proto::InlineEndpoint::default())).expect_err("no endpoint");
         assert_eq!(refused(&nothing).1, ["inline_endpoint.endpoint"]);
-        let unbuilt = proto::Endpoint { url, ca_pem: "x".to_owned(), ..proto::Endpoint::default() };
-        let unbuilt = parse(asked(proto::InlineEndpoint { endpoint: Some(unbuilt), ..good })).expect_err("not built");
-        assert_eq!(refused(&unbuilt), (Code::Unimplemented, vec!["inline_endpoint.endpoint.ca_pem".to_owned()]));
+        let bad = proto::Endpoint { url, ca_pem: "x".to_owned(), ..proto::Endpoint::default() };
+        let bad = parse(asked(proto::InlineEndpoint { endpoint: Some(bad), ..good })).expect_err("no PEM");
+        assert_eq!(refused(&bad), (Code::InvalidArgument, vec!["inline_endpoint.endpoint.ca_pem".to_owned()]));
     }
 
     #[test]

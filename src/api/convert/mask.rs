@@ -5,8 +5,7 @@ use super::retry;
 use crate::api::proto::Endpoint;
 use crate::domain::Problem;
 
-/// Fields that a caller may set, and whether a message has them populated. Those not built yet are among them: naming
-/// one without a value changes nothing.
+/// Fields that a caller may set, and whether a message has them populated.
 type Populated = fn(&Endpoint) -> bool;
 const SETTABLE: [(&str, Populated); 22] = [
     ("tenant", |e| !e.tenant.is_empty()),

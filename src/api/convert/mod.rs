@@ -13,6 +13,7 @@ pub(super) mod replay;
 pub(super) mod retry;
 mod schedule;
 pub(super) mod time;
+mod tls;
 
 use std::borrow::Cow;
 
@@ -22,7 +23,7 @@ use super::status;
 use crate::domain::Problem;
 use crate::domain::pattern::EventPattern;
 
-/// The bad fields of one request, and those that are not built yet.
+/// The bad fields of one request.
 #[derive(Debug, Default)]
 pub(super) struct Violations {
     /// The place in a batch, which every path then begins with.
@@ -30,7 +31,6 @@ pub(super) struct Violations {
     /// The message that is looked at inside the request, which paths then begin with.
     inside: Option<&'static str>,
     invalid: Vec<(String, String)>,
-    unbuilt: Vec<String>,
     /// A tenant that the caller may not act for.
     denied: Option<String>,
 }
@@ -60,22 +60,9 @@ impl Violations {
         self.invalid.push((path, problem.to_string()));
     }
 
-    /// Notes a field that is set and not built yet.
-    pub(super) fn unbuilt(&mut self, path: impl Into<Cow<'static, str>>) {
-        let path = self.path(path.into());
-        self.unbuilt.push(path);
-    }
-
     /// Notes that the request names a tenant that is not its caller's.
     pub(super) fn deny_tenant(&mut self, tenant: &str) {
         self.denied.get_or_insert_with(|| tenant.to_owned());
-    }
-
-    /// Notes a field as not built yet, if it is set.
-    pub(super) fn unbuilt_if(&mut self, is_set: bool, path: &'static str) {
-        if is_set {
-            self.unbuilt(path);
-        }
     }
 
     /// The value of a field, or `None` with its problem noted.
@@ -129,18 +116,14 @@ impl Violations {
 
     /// Whether nothing was noted.
     pub(super) const fn is_empty(&self) -> bool {
-        self.invalid.is_empty() && self.unbuilt.is_empty() && self.denied.is_none()
+        self.invalid.is_empty() && self.denied.is_none()
     }
 
-    /// The status of a request with at least one violation. What the caller may not do comes first, and what is wrong
-    /// before what is missing here.
+    /// The status of a request with at least one violation. What the caller may not do comes first.
     pub(super) fn into_status(self) -> Status {
-        if let Some(tenant) = self.denied {
-            status::tenant_denied(&tenant)
-        } else if self.invalid.is_empty() {
-            status::unbuilt_fields(self.unbuilt)
-        } else {
-            status::invalid_fields(self.invalid)
+        match self.denied {
+            Some(tenant) => status::tenant_denied(&tenant),
+            None => status::invalid_fields(self.invalid),
         }
     }
 
@@ -200,9 +183,8 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn every_bad_field_is_named_and_unbuilt_ones_only_where_nothing_is_bad() {
+    fn every_bad_field_is_named() {
         let mut violations = Violations::of_request(3);
-        violations.unbuilt("priority");
         violations.invalid("event_type", Problem::new("is wrong"));
         assert_eq!(violations.take("tenant", Tenant::parse("a b")), None);
         let (code, paths) = refused(&violations.into_status());
@@ -210,11 +192,6 @@ pub(super) mod tests {
             (code, paths),
             (Code::InvalidArgument, vec!["requests[3].event_type".to_owned(), "requests[3].tenant".to_owned()])
         );
-        let mut violations = Violations::new();
-        violations.unbuilt("priority");
-        let status = violations.into_status();
-        assert_eq!(refused(&status), (Code::Unimplemented, vec!["priority".to_owned()]));
-        assert!(status.message().contains("priority"));
     }
 
     #[test]

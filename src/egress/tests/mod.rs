@@ -1,12 +1,18 @@
-//! The egress against real receivers on loopback: `requests` what they receive, `answers` what is made of what they do,
-//! `refusals` what never reaches them; `storms` in a simulated network that breaks.
+//! The egress against real receivers on loopback: `requests` what they receive, `answers` and `abusive` what is made of what
+//! they do,
+//! `refusals` and `guarded` what never reaches them, `secured` with certificates of their own, `tunnels` through a proxy;
+//! `storms` in a simulated network that breaks.
 
 mod answers;
+mod guarded;
 pub(super) mod receiver;
 mod refusals;
 mod requests;
+pub(super) mod script;
+mod secured;
 mod storms;
 pub(super) mod stream;
+mod tunnels;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -33,12 +39,16 @@ const PATIENT: Duration = Duration::from_secs(20);
 const SHORT: Duration = Duration::from_millis(500);
 
 fn egress_with(rules: EgressRules) -> Egress {
-    Egress::new(Config { rules, user_agent: "hooklane/1.2.3".to_owned() }).unwrap()
+    Egress::new(Config { rules, proxy: None, user_agent: "hooklane/1.2.3".to_owned() }).unwrap()
 }
 
 /// An egress that may reach the receivers of these tests.
 pub(super) fn egress() -> Egress {
-    egress_with(EgressRules { allow_http: true, allow_cidrs: vec!["127.0.0.0/8".parse().unwrap()] })
+    egress_with(EgressRules {
+        allow_http: true,
+        allow_cidrs: vec!["127.0.0.0/8".parse().unwrap()],
+        ..EgressRules::default()
+    })
 }
 
 fn secret() -> Secret {

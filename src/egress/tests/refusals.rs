@@ -16,7 +16,7 @@ use super::*;
 async fn a_forbidden_address_is_refused_before_anything_is_dialled() {
     let receiver = Receiver::answering("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
     let port = receiver.address.port();
-    let egress = egress_with(EgressRules { allow_http: true, allow_cidrs: Vec::new() });
+    let egress = egress_with(EgressRules { allow_http: true, ..EgressRules::default() });
     for host in ["127.0.0.1", "localhost", "2130706433", "[::ffff:127.0.0.1]", "[::1]", "0.0.0.0", "user@127.1"] {
         for scheme in ["http", "https"] {
             let result = send(&egress, &format!("{scheme}://{host}:{port}/"), PATIENT).await;
@@ -29,7 +29,11 @@ async fn a_forbidden_address_is_refused_before_anything_is_dialled() {
 #[tokio::test]
 async fn one_forbidden_address_condemns_a_name() {
     // `localhost` may have 127.0.0.1 and ::1; only one of them is allowed here, and where it has but one, none.
-    let egress = egress_with(EgressRules { allow_http: true, allow_cidrs: vec!["::/0".parse().unwrap()] });
+    let egress = egress_with(EgressRules {
+        allow_http: true,
+        allow_cidrs: vec!["::/0".parse().unwrap()],
+        ..EgressRules::default()
+    });
     let result = send(&egress, "http://localhost:9/", PATIENT).await;
     let has_v4 = tokio::net::lookup_host("localhost:9").await.unwrap().any(|address| address.is_ipv4());
     assert_eq!(result.outcome == AttemptOutcome::Blocked, has_v4);
@@ -38,7 +42,11 @@ async fn one_forbidden_address_condemns_a_name() {
 #[tokio::test]
 async fn plain_http_is_refused_unless_allowed() {
     let receiver = Receiver::answering("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
-    let egress = egress_with(EgressRules { allow_http: false, allow_cidrs: vec!["127.0.0.0/8".parse().unwrap()] });
+    let egress = egress_with(EgressRules {
+        allow_http: false,
+        allow_cidrs: vec!["127.0.0.0/8".parse().unwrap()],
+        ..EgressRules::default()
+    });
     let result = send(&egress, &receiver.url("/"), PATIENT).await;
     check(&result, AttemptOutcome::Blocked, 0, "blocked: plain http is not allowed");
     assert_eq!(receiver.connections(), 0);
@@ -82,9 +90,14 @@ async fn tls_receiver(name: &str) -> (Receiver, Egress) {
     .await;
     let mut roots = RootCertStore::empty();
     roots.add(certificate).unwrap();
-    let tls = tls_versions().unwrap().with_root_certificates(roots).with_no_client_auth();
-    let rules = EgressRules { allow_http: false, allow_cidrs: vec!["127.0.0.0/8".parse().unwrap()] };
-    let trusting = Egress::with_tls(Config { rules, user_agent: "hooklane/1.2.3".to_owned() }, tls).unwrap();
+    let rules =
+        EgressRules { allow_http: false, allow_cidrs: vec!["127.0.0.0/8".parse().unwrap()], ..EgressRules::default() };
+    let trusting = Egress::with(
+        Config { rules, proxy: None, user_agent: "hooklane/1.2.3".to_owned() },
+        roots,
+        Resolver::default(),
+    )
+    .unwrap();
     (receiver, trusting)
 }
 

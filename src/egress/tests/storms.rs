@@ -226,9 +226,13 @@ async fn deliver(egress: &Egress, sky: &Sky, id: DeliveryId, policy: &RetryPolic
 }
 
 fn simulated_egress() -> Result<Egress, SetupError> {
-    let tls = tls_versions()?.with_root_certificates(RootCertStore::empty()).with_no_client_auth();
-    let rules = EgressRules { allow_http: true, allow_cidrs: vec!["192.168.0.0/16".parse().unwrap()] };
-    Egress::with_tls(Config { rules, user_agent: "hooklane/1.2.3".to_owned() }, tls)
+    let rules = EgressRules {
+        allow_http: true,
+        allow_cidrs: vec!["192.168.0.0/16".parse().unwrap()],
+        ..EgressRules::default()
+    };
+    let config = Config { rules, proxy: None, user_agent: "hooklane/1.2.3".to_owned() };
+    Egress::with(config, RootCertStore::empty(), Resolver::default())
 }
 
 async fn weathered(sky: Sky) -> turmoil::Result {

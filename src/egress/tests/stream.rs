@@ -2,7 +2,7 @@
 //!
 //! The program itself is built with tokio's `TcpStream` alone.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -27,6 +27,41 @@ pub(super) fn open() -> usize {
     OPEN.get()
 }
 
+thread_local! {
+    /// Every address that is dialled while a test watches.
+    static DIALLED: RefCell<Option<Vec<SocketAddr>>> = const { RefCell::new(None) };
+}
+
+/// Remembers every address that is dialled on this thread. Only loopback is dialled in truth meanwhile: everybody else
+/// refuses.
+pub(super) struct Watch(());
+
+impl Watch {
+    pub(super) fn begin() -> Self {
+        DIALLED.set(Some(Vec::new()));
+        Self(())
+    }
+
+    pub(super) fn dialled(&self) -> Vec<SocketAddr> {
+        DIALLED.with_borrow(|dialled| dialled.clone().unwrap_or_default())
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        DIALLED.set(None);
+    }
+}
+
+/// Whether the address may be dialled, for a test that watches.
+fn note(address: SocketAddr) -> io::Result<()> {
+    DIALLED.with_borrow_mut(|dialled| {
+        let Some(dialled) = dialled else { return Ok(()) };
+        dialled.push(address);
+        if address.ip().is_loopback() { Ok(()) } else { Err(io::ErrorKind::ConnectionRefused.into()) }
+    })
+}
+
 /// An open connection, counted.
 #[derive(Debug)]
 pub(in crate::egress) struct Open(());
@@ -49,6 +84,7 @@ impl TcpStream {
         if turmoil::in_simulation() {
             turmoil::net::TcpStream::connect(address).await.map(|stream| Self::Simulated(stream, Open::counted()))
         } else {
+            note(address)?;
             tokio::net::TcpStream::connect(address).await.map(Self::Real)
         }
     }

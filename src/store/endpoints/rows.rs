@@ -20,11 +20,12 @@ use crate::domain::id::EndpointId;
 use crate::domain::pattern::EventPattern;
 use crate::domain::rate::RateLimit;
 use crate::domain::retry::RetryPolicy;
+use crate::domain::tls::{ClientCertificate, TlsOptions, TrustedCertificates};
 use crate::domain::url::EndpointUrl;
 use crate::store::error::{Error, Result};
 use crate::store::secrets;
 use crate::store::types::{PgTime, count, stored};
-use crate::store::vault::{PrivateColumns, Vault};
+use crate::store::vault::{Private, PrivateColumns, Vault};
 
 /// A query that answers one column.
 type Query<'q, T> = sqlx::query::QueryScalar<'q, sqlx::Postgres, T, sqlx::postgres::PgArguments>;
@@ -62,6 +63,9 @@ pub(in crate::store) fn bind_spec<'q, T>(
         .bind(private.sealed)
         .bind(private.sealed_key_id)
         .bind(private.sealed_version)
+        .bind(spec.tls.trusted.as_ref().map(|trusted| trusted.as_str().to_owned()))
+        .bind(spec.tls.client.as_ref().map(|client| client.chain().to_owned()))
+        .bind(private.client_key_pem)
 }
 
 pub(in crate::store) fn read_endpoint(row: &PgRow, vault: &Vault) -> Result<Endpoint> {
@@ -127,6 +131,7 @@ pub(in crate::store) fn read_spec(row: &PgRow, vault: &Vault) -> Result<Endpoint
         labels: row.try_get::<Json<BTreeMap<String, String>>, _>("labels")?.0,
         external_id: row.try_get("external_id")?,
         headers: OwnHeaders::from_stored(private.headers.clone()),
+        tls: read_tls(row, &private)?,
         filter: row.try_get::<Option<&str>, _>("filter")?.map(Filter::from_stored),
         ordering: read_ordering(row)?,
         on_failure: stored("ordering_on_failure", row.try_get("ordering_on_failure")?, OnFailure::from_number)?,
@@ -140,6 +145,7 @@ pub(in crate::store) fn read_lane_endpoint(row: &PgRow, vault: &Vault) -> Result
         version: row.try_get("version")?,
         url: read_url(&private.url)?,
         headers: OwnHeaders::from_stored(private.headers.clone()),
+        tls: read_tls(row, &private)?,
         secrets: secrets::read(row, vault)?,
         retry_policy: row.try_get::<Option<Json<RetryPolicy>>, _>("retry_policy")?.map(|policy| policy.0),
         event_retry_policies: row.try_get::<Json<_>, _>("event_retry_policies")?.0,
@@ -192,6 +198,15 @@ fn millis(span: Duration) -> i64 {
 
 fn read_ordering(row: &PgRow) -> Result<Ordering> {
     stored("ordering", row.try_get("ordering")?, Ordering::from_number)
+}
+
+fn read_tls(row: &PgRow, private: &Private) -> Result<TlsOptions> {
+    let chain: Option<String> = row.try_get("client_certificate_pem")?;
+    let client = chain.zip(private.client_key_pem.clone());
+    Ok(TlsOptions {
+        trusted: row.try_get::<Option<String>, _>("ca_pem")?.map(TrustedCertificates::from_stored),
+        client: client.map(|(chain, key)| ClientCertificate::from_stored(chain, key)),
+    })
 }
 
 fn read_url(text: &str) -> Result<EndpointUrl> {

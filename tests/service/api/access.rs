@@ -204,10 +204,6 @@ fn case(method: &str, of: &Things) -> (&'static [Role], Foreign, Vec<u8>) {
     }
 }
 
-fn is_unbuilt(refusal: &Status) -> bool {
-    reason(refusal) == told(Code::Unimplemented, "NOT_BUILT")
-}
-
 fn check_own(what: &str, answer: Result<Bytes, Status>) {
     if let Err(refusal) = answer {
         let is_let_in = !matches!(refusal.code(), Code::Unauthenticated | Code::PermissionDenied | Code::Internal);
@@ -217,7 +213,6 @@ fn check_own(what: &str, answer: Result<Bytes, Status>) {
 
 fn check_foreign(what: &str, answer: Result<Bytes, Status>, foreign: Foreign) {
     match (answer, foreign) {
-        (Err(refusal), _) if is_unbuilt(&refusal) => {}
         (Err(refusal), Foreign::NotFound) => assert_eq!(refusal.code(), Code::NotFound, "{what}: {refusal:?}"),
         (Err(refusal), Foreign::Denied) => {
             assert_eq!(reason(&refusal), told(Code::PermissionDenied, "TENANT_DENIED"), "{what}");

@@ -1,4 +1,4 @@
-//! What is not built yet is refused by name: fields when they are set. Nothing is accepted and ignored.
+//! The contract is built: every method of it answers, and no other.
 
 use hooklane::api::proto::*;
 use prost::Message as _;
@@ -8,7 +8,7 @@ use tonic::codegen::http::uri::PathAndQuery;
 use tonic::{Code, Request, Status};
 use tonic_prost::ProstCodec;
 
-use super::{Service, endpoint, fields, reason, service, told};
+use super::{Service, reason, service, told};
 
 /// Calls a method by name with an empty message.
 async fn call(service: &Service, name: &str, is_streaming: bool) -> Result<(), Status> {
@@ -37,26 +37,4 @@ async fn every_method_of_the_contract_works() {
     }
     let refusal = call(&service, "Nonsense", false).await.expect_err("unknown");
     assert_eq!(reason(&refusal), told(Code::Unimplemented, "UNSUPPORTED"));
-}
-
-#[tokio::test]
-async fn fields_of_an_endpoint_that_are_not_built_are_named() {
-    let service = service().await;
-    let mut client = service.client.clone();
-    let set = Endpoint {
-        ca_pem: "x".to_owned(),
-        client_certificate_pem: "x".to_owned(),
-        client_key_pem: "x".to_owned(),
-        ..endpoint("http://127.0.0.1:9/")
-    };
-    let expected = ["ca_pem", "client_certificate_pem", "client_key_pem"].map(|field| format!("endpoint.{field}"));
-    let request = RegisterEndpointRequest { endpoint: Some(set.clone()), secret: String::new() };
-    let refusal = client.register_endpoint(request).await.expect_err("not built");
-    assert_eq!(reason(&refusal), told(Code::Unimplemented, "NOT_BUILT"));
-    assert_eq!(fields(&refusal), expected);
-
-    let id = service.register(endpoint("http://127.0.0.1:9/")).await.id;
-    let request = UpdateEndpointRequest { endpoint: Some(Endpoint { id, ..set }), update_mask: None };
-    let refusal = client.update_endpoint(request).await.expect_err("not built");
-    assert_eq!((reason(&refusal), fields(&refusal)), (told(Code::Unimplemented, "NOT_BUILT"), expected.to_vec()));
 }
