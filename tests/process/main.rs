@@ -1,6 +1,7 @@
 //! `hooklane` as a process: how it starts and how it ends, and the commands that call it. What survives when it is
 //! killed: `tests/faults`.
 
+mod abuse;
 mod commands;
 mod ending;
 mod load;

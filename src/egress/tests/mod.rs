@@ -3,6 +3,7 @@
 //! `refusals` and `guarded` what never reaches them, `secured` with certificates of their own, `tunnels` through a proxy;
 //! `storms` in a simulated network that breaks.
 
+mod abusive;
 mod answers;
 mod guarded;
 pub(super) mod receiver;
