@@ -10,6 +10,8 @@ mod convert;
 mod dead_letters;
 mod deliveries;
 mod endpoints;
+#[doc(hidden)]
+pub mod fuzzing;
 mod health;
 mod limits;
 mod paging;

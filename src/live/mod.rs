@@ -5,6 +5,8 @@
 //! what a slow subscriber missed in the ring, is read from the table.
 
 mod filter;
+#[doc(hidden)]
+pub mod fuzzing;
 mod ring;
 mod subscription;
 mod tail;

@@ -46,9 +46,7 @@ impl Tokens {
         let mut bytes = Vec::with_capacity(160);
         bytes.push(VERSION);
         write_position(&mut bytes, position);
-        let mac = self.mac(&bytes, scope).finalize().into_bytes();
-        bytes.extend_from_slice(&mac[..MAC_BYTES]);
-        BASE64.encode(bytes)
+        self.authenticate(&bytes, scope)
     }
 
     /// The position of a token; `None` where we did not make it for `scope`.
@@ -63,6 +61,12 @@ impl Tokens {
         let mut rest = content.strip_prefix(&[VERSION])?;
         let position = read_position(&mut rest)?;
         rest.is_empty().then_some(position)
+    }
+
+    /// A token of that content, whatever it is, for `scope`: as whoever has the key could make it.
+    pub(super) fn authenticate(&self, content: &[u8], scope: &str) -> String {
+        let mac = self.mac(content, scope).finalize().into_bytes();
+        BASE64.encode([content, &mac[..MAC_BYTES]].concat())
     }
 
     /// The scope's length keeps it apart from the content.
