@@ -32,7 +32,7 @@ const HEARTBEAT: Duration = Duration::from_secs(10);
 /// How long a stream may take to become live before the database is taken to be away.
 const SUBSCRIBE_MAX: Duration = Duration::from_secs(5);
 /// Streams at once in this process.
-pub(super) const STREAMS_MAX: usize = 4_096;
+pub(super) const STREAMS_MAX: usize = 10_240;
 
 /// What tonic sends.
 pub(super) type EventStream = BoxStream<'static, Result<StreamDeliveryEventsResponse, Status>>;

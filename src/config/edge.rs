@@ -41,7 +41,7 @@ pub(super) fn read(
     });
     let bound = |max| move |text: &str| parse_within(text, 1, max).map(|number| number as u32);
     let calls = reader.get("limits.calls_per_key", "4096", bound(16_384));
-    let streams = reader.get("limits.streams_per_key", "100", bound(4_096));
+    let streams = reader.get("limits.streams_per_key", "100", bound(10_240));
     let connections = reader.get("limits.connections_per_address", "1024", bound(8_192));
     let requests_per_second = reader
         .get("limits.requests_per_second", "0", |text| parse_within(text, 0, 1_000_000).map(|number| number as u32));

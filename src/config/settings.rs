@@ -32,7 +32,7 @@ pub(crate) const SETTINGS: &[Setting] = &[
     Setting::new("limits.connections_per_address", "connections of one address to this replica, 1–8,192 (all together 8,192); raise it behind a proxy that hides its callers' addresses", Built::Yes),
     Setting::new("limits.payload_bytes", "the largest payload of an event, 1–67,108,864", Built::Yes),
     Setting::new("limits.requests_per_second", "calls of one credential in a second in this replica, with as many at once after a pause; 0 for any number", Built::Yes),
-    Setting::new("limits.streams_per_key", "open streams of one credential in this replica, 1–4,096 (all together 4,096)", Built::Yes),
+    Setting::new("limits.streams_per_key", "open streams of one credential in this replica, 1–10,240 (all together 10,240)", Built::Yes),
     Setting::new("log", "a tracing filter, such as `info` or `hooklane=debug`", Built::Yes),
     Setting::new("log.format", "`text` or `json`", Built::Yes),
     Setting::new("ops.addr", "`/livez` `/readyz` `/health`; port 0 picks one", Built::Yes).flag("--ops-addr"),

@@ -9,6 +9,9 @@ use super::report::{Outcome, RunReport};
 const RSS_BASE_MB: f64 = 100.0;
 const RSS_PER_DELIVERY_MB: f64 = 0.010;
 
+/// And for each stream that it holds.
+const RSS_PER_STREAM_MB: f64 = 0.020;
+
 /// One expectation and what was found.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Check {
@@ -81,6 +84,18 @@ pub(super) fn of(run: &RunReport) -> Vec<Check> {
                     stream.delivered_ratio,
                     0.9,
                 ));
+            }
+            Outcome::Replay(replay) => {
+                let wrong = replay.missing + replay.repeated;
+                checks.push(at_least(format!("{name}: live delivered/s over without"), replay.ratio, 0.9));
+                checks.push(at_most(format!("{name}: dead letters missing or twice"), wrong as f64, 0.0));
+            }
+            Outcome::Abuse(abuse) => {
+                for attack in &abuse.attacks {
+                    let room = RSS_BASE_MB + RSS_PER_STREAM_MB * attack.held as f64;
+                    checks.push(at_most(format!("{name}: p99 over alone, {}", attack.name), attack.p99_ratio, 2.0));
+                    checks.push(at_most(format!("{name}: peak RSS in MB, {}", attack.name), attack.rss_mb, room));
+                }
             }
             Outcome::Kill(kill) => {
                 checks.push(at_most(format!("{name}: broken promises"), kill.failures().len() as f64, 0.0));

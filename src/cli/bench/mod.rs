@@ -3,6 +3,7 @@
 //! A cluster, a service and receivers run as processes of their own; the callers are this one. A scenario is a file or a
 //! `Shape` of `load`; `measure` knows how to count, `report` and `checks` what to say about it.
 
+mod abuse;
 mod backlog;
 mod callers;
 mod checks;
@@ -16,6 +17,7 @@ mod load;
 mod measure;
 mod process;
 pub mod receiver;
+mod replay;
 mod report;
 mod stage;
 mod stamp;
@@ -54,6 +56,9 @@ Scenarios:
   kill                 SIGKILL to the service 10 times and to PostgreSQL's work 3 times under load; counts, no times
   stream               publish to stream at 2,000 transitions/s over 3 replicas: with and without NOTIFY, beside 1,000 streams
                        that nobody reads; and `one` with a stream and without
+  replay               live traffic at --rate while 100,000 dead letters of another endpoint are replayed, and without
+  abuse                callers at --rate beside 10,000 idle streams, and beside floods of resets, pings, oversized lengths
+                       and half-open connections
   history              `one` with 10,000,000 settled rows and with none (minutes and gigabytes: only when named)
 
 Examples:
@@ -134,11 +139,13 @@ enum Scenario {
     ThousandLimited,
     Kill,
     Stream,
+    Replay,
+    Abuse,
     History,
 }
 
 impl Scenario {
-    const DEFAULT: [Self; 10] = [
+    const DEFAULT: [Self; 12] = [
         Self::One,
         Self::Fanout10,
         Self::Thousand,
@@ -149,6 +156,8 @@ impl Scenario {
         Self::ThousandLimited,
         Self::Kill,
         Self::Stream,
+        Self::Replay,
+        Self::Abuse,
     ];
 
     const fn name(self) -> &'static str {
@@ -163,6 +172,8 @@ impl Scenario {
             Self::ThousandLimited => "thousand-limited",
             Self::Kill => "kill",
             Self::Stream => "stream",
+            Self::Replay => "replay",
+            Self::Abuse => "abuse",
             Self::History => "history",
         }
     }
@@ -175,7 +186,14 @@ impl Scenario {
             Self::Thousand => Some(Shape { endpoints: 1_000, silent: 0, to: To::OneInTurn }),
             Self::Thousand100Silent => Some(Shape { endpoints: 1_000, silent: 100, to: To::OneInTurn }),
             Self::ByKey => Some(Shape { endpoints: 1, silent: 0, to: To::Keys(1_000) }),
-            Self::Backlog | Self::Refusing | Self::ThousandLimited | Self::Kill | Self::Stream | Self::History => None,
+            Self::Backlog
+            | Self::Refusing
+            | Self::ThousandLimited
+            | Self::Kill
+            | Self::Stream
+            | Self::Replay
+            | Self::Abuse
+            | Self::History => None,
         }
     }
 }
@@ -265,6 +283,8 @@ async fn measure(
         (Scenario::Refusing, _) => Outcome::Refusing(gates::refusing(cluster, args).await?),
         (Scenario::ThousandLimited, _) => Outcome::Limited(gates::limited(cluster, args).await?),
         (Scenario::Stream, _) => Outcome::Stream(Box::new(stream::run(cluster, args).await?)),
+        (Scenario::Replay, _) => Outcome::Replay(Box::new(replay::run(cluster, args).await?)),
+        (Scenario::Abuse, _) => Outcome::Abuse(Box::new(abuse::run(cluster, args).await?)),
         (Scenario::History, _) => Outcome::History(Box::new(history::run(cluster, args).await?)),
         (_, Some(shape)) => {
             let hyper_per_s = bare.map_or(f64::NAN, |bare| bare.hyper_per_s);

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
+use super::abuse::AbuseReport;
 use super::backlog::BacklogReport;
 use super::checks::Check;
 use super::cluster::Statement;
@@ -12,6 +13,7 @@ use super::history::HistoryReport;
 use super::kill::KillReport;
 use super::limits::Limits;
 use super::load::LoadReport;
+use super::replay::ReplayReport;
 use super::stream::StreamReport;
 use super::tally::Latency;
 
@@ -49,6 +51,8 @@ pub(super) enum Outcome {
     Refusing(RefusingReport),
     Limited(LimitedReport),
     Stream(Box<StreamReport>),
+    Replay(Box<ReplayReport>),
+    Abuse(Box<AbuseReport>),
     Kill(KillReport),
 }
 
@@ -87,6 +91,8 @@ impl RunReport {
                 Outcome::Limited(limited) => write_limited(out, limited)?,
                 Outcome::Kill(kill) => write_kill(out, kill)?,
                 Outcome::Stream(stream) => write_stream(out, stream)?,
+                Outcome::Replay(replay) => write_replay(out, replay)?,
+                Outcome::Abuse(abuse) => write_abuse(out, abuse)?,
             }
         }
         if with_statements {
@@ -246,9 +252,45 @@ fn write_stream(out: &mut String, stream: &StreamReport) -> std::fmt::Result {
     }
     writeln!(
         out,
-        "  {:.0} delivered/s with a stream, {:.0} without: {:.2}",
-        stream.with_stream.delivered_per_s, stream.without_stream.delivered_per_s, stream.delivered_ratio
+        "  {:.0} delivered/s with a stream, {:.0} and {:.0} without: {:.2}",
+        stream.with_stream.delivered_per_s,
+        stream.without_stream.delivered_per_s,
+        stream.without_again.delivered_per_s,
+        stream.delivered_ratio
     )
+}
+
+fn write_replay(out: &mut String, replay: &ReplayReport) -> std::fmt::Result {
+    let rate = replay.with.offered_per_s;
+    writeln!(out, "\nreplay: live traffic at {rate}/s while {} dead letters are replayed", replay.rows)?;
+    writeln!(out, "                      delivered/s    p50 ms    p95 ms    p99 ms")?;
+    for (name, run) in [("without", &replay.without), ("with", &replay.with)] {
+        writeln!(out, "  {name:<20}{:>11.0}{}", run.delivered_per_s, quantiles(&run.latency))?;
+    }
+    writeln!(
+        out,
+        "  {} were replayed meanwhile, all in {:.1} s; missing {}, twice {}; peak RSS {:.1} MB",
+        replay.replayed_beside, replay.seconds, replay.missing, replay.repeated, replay.peak_rss_mb
+    )
+}
+
+fn write_abuse(out: &mut String, abuse: &AbuseReport) -> std::fmt::Result {
+    writeln!(out, "\nabuse: callers at {}/s, alone and beside others", abuse.alone.offered_per_s)?;
+    writeln!(out, "                              p50 ms    p95 ms    p99 ms  of alone   peak RSS MB  streams  ended")?;
+    writeln!(out, "  {:<24}{}{:>24.1}", "alone", quantiles(&abuse.alone.latency), abuse.rss_alone_mb)?;
+    for attack in &abuse.attacks {
+        writeln!(
+            out,
+            "  {:<24}{}{:>10.2}{:>14.1}{:>9}{:>7}",
+            attack.name,
+            quantiles(&attack.callers.latency),
+            attack.p99_ratio,
+            attack.rss_mb,
+            attack.held,
+            attack.ended
+        )?;
+    }
+    Ok(())
 }
 
 fn write_kill(out: &mut String, kill: &KillReport) -> std::fmt::Result {
@@ -283,7 +325,8 @@ fn write_statements(out: &mut String, scenario: &ScenarioReport) -> std::fmt::Re
         }
         Outcome::Backlog(it) => vec![("without", &it.without.statements), ("with", &it.with.statements)],
         Outcome::History(it) => vec![("without", &it.without.statements), ("with", &it.with.statements)],
-        Outcome::Refusing(_) | Outcome::Limited(_) | Outcome::Kill(_) => Vec::new(),
+        Outcome::Refusing(_) | Outcome::Limited(_) | Outcome::Kill(_) | Outcome::Abuse(_) => Vec::new(),
+        Outcome::Replay(it) => vec![("without", &it.without.statements), ("with", &it.with.statements)],
         Outcome::Stream(stream) => vec![
             ("without a stream", &stream.without_stream.statements[..]),
             ("with a stream", &stream.with_stream.statements[..]),
