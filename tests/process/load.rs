@@ -6,12 +6,12 @@
 use std::collections::HashMap;
 use std::error::Error as _;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hooklane::api::proto::webhook_service_client::WebhookServiceClient;
 use hooklane::api::proto::{
-    CircuitBreaker, Delivery, DeliveryState, Endpoint, GetDeliveryRequest, ListDeliveriesRequest, PublishRequest,
-    RegisterEndpointRequest, publish_request,
+    CircuitBreaker, Delivery, DeliveryState, Endpoint, GetDeliveryRequest, GetStatsRequest, ListDeliveriesRequest,
+    PublishRequest, RegisterEndpointRequest, publish_request,
 };
 use hooklane::cli::listen::{Behaviour, Receiver, ReceiverOptions};
 use tokio::sync::watch;
@@ -223,16 +223,28 @@ impl Tally {
     }
 }
 
-/// Waits until nothing is outstanding: what is due to arrive has, and is on record.
+/// Waits until nothing is outstanding: what is due to arrive has, and is on record. However much that is, some of it has to
+/// be settled in every minute.
 pub(crate) async fn settled(client: &Client) {
     use DeliveryState::{InFlight, Pending, Retrying};
+    const PATIENCE: Duration = Duration::from_secs(60);
     let states = [Pending, InFlight, Retrying].map(i32::from).to_vec();
     let request = ListDeliveriesRequest { states, page_size: 1, ..ListDeliveriesRequest::default() };
-    eventually("everything is settled", || async {
-        let listed = client.clone().list_deliveries(request.clone()).await.ok()?.into_inner();
-        listed.deliveries.is_empty().then_some(())
-    })
-    .await;
+    let (mut least, mut at) = (u64::MAX, Instant::now());
+    loop {
+        if let Ok(listed) = client.clone().list_deliveries(request.clone()).await
+            && listed.into_inner().deliveries.is_empty()
+        {
+            return;
+        }
+        if let Ok(stats) = client.clone().get_stats(GetStatsRequest::default()).await
+            && stats.get_ref().outstanding < least
+        {
+            (least, at) = (stats.into_inner().outstanding, Instant::now());
+        }
+        assert!(at.elapsed() < PATIENCE, "{least} deliveries are outstanding, and none was settled for {PATIENCE:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 /// A delivery with its attempts.
