@@ -61,7 +61,7 @@ impl App {
     pub async fn start(config: Config) -> Result<Self, StartError> {
         raise_file_limit();
         let store = Store::open(&config.store).await?;
-        let egress = Egress::new(config.egress)?;
+        let egress = Egress::new(config.egress)?.counting_refusals(store.metrics().guard_refusals.clone());
         let publisher = Publisher::start(&store);
         let (draining, ended) = (CancellationToken::new(), CancellationToken::new());
 

@@ -136,6 +136,7 @@ impl Config {
         let grace = reader.get("shutdown.grace", "30s", parse_span);
         let filter = reader.get("log", telemetry::DEFAULT_FILTER, telemetry::parse_filter);
         let format = reader.get("log.format", "text", telemetry::parse_format);
+        let event_types_max = reader.get("metrics.event_types_max", "100", |text| parse_within(text, 0, 10_000));
         let alerts = alerts::read(reader);
         let encryption = encryption::read(profile, reader);
         let edge = edge?;
@@ -162,6 +163,7 @@ impl Config {
                 },
                 retention: store::Retention { dead_letters: dead_letters? },
                 encryption: encryption?,
+                event_types_max: usize::try_from(event_types_max?).ok()?,
             },
             egress: egress::Config {
                 rules,
@@ -231,6 +233,7 @@ mod tests {
                 ("HOOKLANE_SHUTDOWN_GRACE", "soon"),
                 ("HOOKLANE_CLOUDEVENTS_SOURCE", "/hook lane"),
                 ("HOOKLANE_LOG_FORMAT", "xml"),
+                ("HOOKLANE_METRICS_EVENT_TYPES_MAX", "10001"),
                 ("HOOKLANE_RATE_GLOBAL_PER_SECOND", "0"),
                 ("HOOKLANE_RATE_TENANT_PER_SECOND", "inf"),
                 ("HOOKLANE_RETRY_POLICY", "shorter"),
@@ -254,6 +257,7 @@ mod tests {
             "soon",
             "/hook lane",
             "xml",
+            "HOOKLANE_METRICS_EVENT_TYPES_MAX",
             "HOOKLANE_RATE_GLOBAL_PER_SECOND",
             "HOOKLANE_RATE_TENANT_PER_SECOND",
             "shorter",

@@ -1,17 +1,19 @@
-//! The operations port: whether the process lives, whether it is ready, and how its parts are.
+//! The operations port: whether the process lives, whether it is ready, how its parts are, and its metrics.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderName, StatusCode};
 use axum::routing::get;
 use axum::{Json, Router};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::store::{Replica, Store};
+use crate::telemetry::metrics::TEXT_FORMAT;
 
 /// Where the port is.
 #[derive(Debug, Clone)]
@@ -42,6 +44,7 @@ pub async fn serve(
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/health", get(health))
+        .route("/metrics", get(metrics))
         .with_state(Probed { store, draining });
     axum::serve(listener, router).with_graceful_shutdown(end.cancelled_owned()).await
 }
@@ -84,6 +87,10 @@ async fn ready(State(probed): State<Probed>) -> (StatusCode, &'static str) {
         Ok(()) => (StatusCode::OK, "ok\n"),
         Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "the database does not answer\n"),
     }
+}
+
+async fn metrics(State(probed): State<Probed>) -> ([(HeaderName, &'static str); 1], String) {
+    ([(CONTENT_TYPE, TEXT_FORMAT)], probed.store.metrics().to_text())
 }
 
 async fn health(State(probed): State<Probed>) -> (StatusCode, Json<serde_json::Value>) {

@@ -1,4 +1,7 @@
-//! Logs: on standard error, as text or JSON, filtered by level and module.
+//! What a running replica tells of itself: logs on standard error, as text or JSON, filtered by level and module; and
+//! metrics. At the bottom of the code map: whatever has something to tell uses it.
+
+pub mod metrics;
 
 use std::io::IsTerminal;
 

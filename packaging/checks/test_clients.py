@@ -52,11 +52,11 @@ class Service:
         self.process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=self.log, text=True)
         readable, _, _ = select.select([self.process.stdout], [], [], PATIENCE_S)
         line = self.process.stdout.readline() if readable else ""
-        found = re.match(r"ready grpc=(\S+) ops=", line)
+        found = re.match(r"ready grpc=(\S+) ops=(\S+)", line)
         if not found:
             self.end()
             raise AssertionError(f"the service is not ready: {line!r}; see {self.log.name}")
-        self.grpc = found.group(1)
+        self.grpc, self.ops = found.groups()
 
     def end(self):
         self.process.terminate()

@@ -14,6 +14,7 @@ mod endpoints;
 pub mod fuzzing;
 mod health;
 mod limits;
+mod measured;
 mod paging;
 mod pausing;
 mod publish;

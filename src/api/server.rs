@@ -16,6 +16,7 @@ use super::auth::{CallerLimits, ClientRule, Door, Guard, Mode};
 use super::connection::{self, AGE_MAX};
 use super::health::Health;
 use super::limits::MessageLimits;
+use super::measured::Measured;
 use super::proto;
 use super::proto::webhook_service_server::WebhookServiceServer;
 use super::service::Webhooks;
@@ -129,6 +130,7 @@ pub async fn serve(
         .accept_http1(true)
         .layer(cors())
         .layer(GrpcWebLayer::new())
+        .layer(Measured(Arc::clone(services.store.metrics())))
         .layer(Guard(door))
         .layer(limits)
         .add_routes(routes(services, config, limits, &health, &shutdown))

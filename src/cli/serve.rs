@@ -91,7 +91,7 @@ pub(super) fn connect_failure(error: &ConnectError) -> Failure {
         ConnectError::Refused(_) | ConnectError::Store(Error::Unavailable(_)) => {
             Failure::unavailable(error.to_string())
         }
-        ConnectError::Migrate(_) | ConnectError::Random(_) | ConnectError::Store(_) => {
+        ConnectError::Migrate(_) | ConnectError::Random(_) | ConnectError::Metrics(_) | ConnectError::Store(_) => {
             Failure::internal(error.to_string())
         }
     }

@@ -15,7 +15,7 @@ pub struct Flags {
     /// Where gRPC and gRPC-Web are served; port 0 picks one [default: 127.0.0.1:50051]
     #[arg(long, value_name = "ADDR")]
     pub grpc_addr: Option<String>,
-    /// Where /livez, /readyz and /health are served; port 0 picks one [default: 127.0.0.1:9464]
+    /// Where /livez, /readyz, /health and /metrics are served; port 0 picks one [default: 127.0.0.1:9464]
     #[arg(long, value_name = "ADDR")]
     pub ops_addr: Option<String>,
     /// What this replica does: api, worker or both [default: api,worker]

@@ -203,6 +203,9 @@ pub enum OnFailure {
 macro_rules! stored_enum {
     ($name:ident { $($variant:ident),* }) => {
         impl $name {
+            /// Each of them, by number.
+            pub const EVERY: &'static [Self] = &[$(Self::$variant),*];
+
             /// The number in the database and the contract.
             pub const fn number(self) -> i16 {
                 self as i16

@@ -19,12 +19,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use http::{HeaderValue, Request};
+use prometheus::IntCounter;
 use rustls::RootCertStore;
 #[cfg(not(test))]
 use tokio::net::TcpStream;
 
 use crate::domain::address::EgressRules;
-use crate::domain::attempt::AttemptResult;
+use crate::domain::attempt::{AttemptOutcome, AttemptResult};
 use crate::domain::time::Timestamp;
 
 pub use proxy::Proxy;
@@ -72,6 +73,8 @@ const HEAD_BYTES_MAX: usize = 16 * 1_024;
 pub struct Egress {
     pool: Arc<Pool>,
     user_agent: HeaderValue,
+    /// Counts what the guard forbade.
+    refusals: Option<IntCounter>,
 }
 
 impl Egress {
@@ -83,7 +86,12 @@ impl Egress {
     fn with(config: Config, roots: RootCertStore, resolver: Resolver) -> Result<Self, SetupError> {
         let user_agent = HeaderValue::try_from(config.user_agent).map_err(|_| SetupError::UserAgent)?;
         let guard = Guard::new(config.rules, config.proxy, resolver);
-        Ok(Self { pool: Pool::new(tls::Connectors::new(guard, roots)?), user_agent })
+        Ok(Self { pool: Pool::new(tls::Connectors::new(guard, roots)?), user_agent, refusals: None })
+    }
+
+    /// Counts what the guard forbids.
+    pub fn counting_refusals(self, counter: IntCounter) -> Self {
+        Self { refusals: Some(counter), ..self }
     }
 
     /// Makes one attempt. It ends within the target's timeout, whatever the receiver does; every failure is a result.
@@ -97,11 +105,17 @@ impl Egress {
         let ended = tokio::time::timeout(timeout, exchange).await;
         let duration = started.elapsed();
         // A status, once read, decides: what the body does afterwards changes nothing.
-        match (answer, ended) {
+        let result = match (answer, ended) {
             (Some(answer), _) => answer.into_result(duration),
             (None, Ok(Err(failure))) => failure.into_result(duration),
             (None, _) => Failure::timeout(timeout).into_result(duration),
+        };
+        if result.outcome == AttemptOutcome::Blocked
+            && let Some(refusals) = &self.refusals
+        {
+            refusals.inc();
         }
+        result
     }
 
     /// The headers that [`Self::send`] would send, but for the length of the body.

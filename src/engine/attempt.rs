@@ -64,7 +64,10 @@ pub(super) async fn run(shared: Arc<Shared>, ready: Ready, ended: mpsc::Unbounde
         attempt: claimed.attempt,
         now: shared.store.clock().now(),
     };
+    let under_way = &shared.store.metrics().requests_in_flight;
+    under_way.inc();
     let result = shared.egress.send(outgoing).await;
+    under_way.dec();
     let is_success = is_endpoints_doing(result.outcome).then_some(result.outcome == AttemptOutcome::Succeeded);
     // The scheduler may have ended already; then nobody needs the room.
     let _ = ended.send(Ended {

@@ -194,6 +194,7 @@ impl Scheduler {
 
     fn take_in_sweep(&mut self, found: Vec<Swept>) {
         let now = Instant::now();
+        self.shared.store.metrics().lanes.set(self.lanes.len() as i64);
         self.quotas.forget_quiet(now);
         let view = &self.view;
         self.lanes.retain(|endpoint, lane| match view.owns(*endpoint) {

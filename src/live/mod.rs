@@ -76,6 +76,12 @@ impl Live {
     /// Starts the tailer; it ends with `shutdown`.
     pub fn start(store: Arc<Store>, shutdown: CancellationToken) -> Arc<Self> {
         let ring = Ring::new();
+        let (metrics, watched) = (store.metrics(), Arc::clone(&ring));
+        let (subscribers, lag) = (metrics.stream_subscribers.clone(), metrics.stream_lag.clone());
+        metrics.on_read(move || {
+            subscribers.set(watched.subscribers() as i64);
+            lag.set(watched.lag().as_secs_f64());
+        });
         let (joining, joiners) = mpsc::channel(JOINING_MAX);
         tokio::spawn(tail::run(Arc::clone(&store), Arc::clone(&ring), joiners, shutdown));
         let tokens = Tokens::new(store.stream_key().bytes());

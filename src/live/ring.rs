@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
@@ -34,6 +35,8 @@ struct State {
     boundary: Option<Boundary>,
     events: usize,
     bytes: usize,
+    /// When it last had all there was.
+    whole_at: Instant,
     /// Grows when what follows does not follow on what was there.
     line: u64,
     is_closed: bool,
@@ -67,8 +70,16 @@ pub(super) enum Look {
 
 impl Ring {
     pub(super) fn new() -> Arc<Self> {
-        let state =
-            State { pages: VecDeque::new(), first: 0, boundary: None, events: 0, bytes: 0, line: 0, is_closed: false };
+        let state = State {
+            pages: VecDeque::new(),
+            first: 0,
+            boundary: None,
+            events: 0,
+            bytes: 0,
+            whole_at: Instant::now(),
+            line: 0,
+            is_closed: false,
+        };
         Arc::new(Self { state: Mutex::new(state), grown: watch::Sender::new(0), subscribers: AtomicUsize::new(0) })
     }
 
@@ -79,15 +90,19 @@ impl Ring {
         state.pages.clear();
         (state.events, state.bytes) = (0, 0);
         state.line += 1;
+        state.whole_at = Instant::now();
         let boundary = Boundary { next: state.first, cursor, line: state.line };
         state.boundary = Some(boundary.clone());
         self.grown.send_replace(state.first);
         boundary
     }
 
-    /// Adds what the tailer read; answers where it stands now, if that is between two batches.
-    pub(super) fn push(&self, page: Page) -> Option<Boundary> {
+    /// Adds what the tailer read, asking at `began`; answers where it stands now, if that is between two batches.
+    pub(super) fn push(&self, page: Page, began: Instant) -> Option<Boundary> {
         let mut state = self.state();
+        if page.rest.is_none() {
+            state.whole_at = began;
+        }
         let next = state.first + state.pages.len() as u64 + u64::from(!page.events.is_empty());
         let cursor = Arc::clone(&page.batch.upper);
         // Somebody may wait for the end of a batch, though its last page is empty.
@@ -145,6 +160,11 @@ impl Ring {
         self.grown.send_modify(|_| {});
     }
 
+    /// For how long it has not had all there is; nothing while nobody reads.
+    pub(super) fn lag(&self) -> Duration {
+        if self.subscribers() == 0 { Duration::ZERO } else { self.state().whole_at.elapsed() }
+    }
+
     pub(super) fn subscribers(&self) -> usize {
         self.subscribers.load(Ordering::Relaxed)
     }
@@ -198,7 +218,7 @@ pub(super) mod tests {
         let ring = Ring::new();
         let start = ring.begin(cursor(1));
         for n in 1..=40 {
-            ring.push(page(n, n + 1, EVENTS_MAX / 16, None));
+            ring.push(page(n, n + 1, EVENTS_MAX / 16, None), Instant::now());
         }
         assert!(matches!(ring.look(start.line, start.next), Look::Gone));
         assert!(matches!(ring.look(start.line, start.next + 39), Look::Page(_)));
@@ -212,9 +232,9 @@ pub(super) mod tests {
     fn nothing_new_moves_the_boundary_and_adds_no_page() {
         let ring = Ring::new();
         let start = ring.begin(cursor(1));
-        let boundary = ring.push(page(1, 5, 0, None)).expect("between two batches");
+        let boundary = ring.push(page(1, 5, 0, None), Instant::now()).expect("between two batches");
         assert_eq!((boundary.next, boundary.cursor), (start.next, cursor(5)));
-        assert!(ring.push(page(5, 9, 1, Some(5))).is_none(), "in the middle of a batch");
+        assert!(ring.push(page(5, 9, 1, Some(5)), Instant::now()).is_none(), "in the middle of a batch");
         assert!(ring.boundary().is_none());
     }
 
@@ -222,11 +242,27 @@ pub(super) mod tests {
     fn a_new_line_and_the_end_are_told() {
         let ring = Ring::new();
         let start = ring.begin(cursor(1));
-        ring.push(page(1, 2, 1, None));
+        ring.push(page(1, 2, 1, None), Instant::now());
         let again = ring.begin(cursor(9));
         assert!(matches!(ring.look(start.line, start.next), Look::Broken));
         assert!(matches!(ring.look(again.line, again.next), Look::NotYet));
         ring.close();
         assert!(matches!(ring.look(again.line, again.next), Look::Closed));
+    }
+
+    #[test]
+    fn the_lag_is_since_everything_was_there_and_only_while_somebody_reads() {
+        let ring = Ring::new();
+        ring.begin(cursor(1));
+        let began = Instant::now();
+        let earlier = began.checked_sub(Duration::from_secs(60)).expect("an uptime");
+        ring.push(page(1, 2, 1, None), earlier);
+        assert_eq!(ring.lag(), Duration::ZERO, "nobody reads");
+        let _presence = Presence::of(&ring);
+        assert!(ring.lag() >= Duration::from_secs(60));
+        ring.push(page(2, 3, 1, Some(3)), began);
+        assert!(ring.lag() >= Duration::from_secs(60), "there is more");
+        ring.push(page(2, 3, 1, None), began);
+        assert!(ring.lag() <= began.elapsed());
     }
 }

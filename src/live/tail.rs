@@ -1,7 +1,7 @@
 //! The tailer: idle without subscribers, else reads what is new and puts it into the ring.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -74,13 +74,14 @@ async fn follow(store: &Store, ring: &Arc<Ring>, joiners: &mut mpsc::Receiver<Jo
         if rest.is_none() {
             hints.mark_unchanged();
         }
+        let began = Instant::now();
         let read = store.timeline_since(&lower, rest.as_ref().map(|(upper, key)| (upper, *key)), PAGE_MAX).await;
         match read {
             Ok(page) => {
                 let upper = Arc::clone(&page.batch.upper);
                 rest = page.rest.map(|key| (Arc::clone(&upper), key));
                 // After the read: they see what is committed from here on, and nothing older.
-                if let Some(boundary) = ring.push(page) {
+                if let Some(boundary) = ring.push(page, began) {
                     lower = upper;
                     for newcomer in newcomers.drain(..) {
                         let presence = Presence::of(ring);

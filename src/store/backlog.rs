@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use prometheus::IntGauge;
 use sqlx::types::Uuid;
 
 use super::connections::Connections;
@@ -33,6 +34,8 @@ impl Default for Limits {
 pub(super) struct Backlog {
     limits: Limits,
     counts: Mutex<Counts>,
+    /// Shows the total.
+    gauge: IntGauge,
 }
 
 #[derive(Debug, Default)]
@@ -48,8 +51,8 @@ const COUNT: &str = "select endpoint_id, count(*) from outstanding group by endp
 
 impl Backlog {
     /// Counts what is there.
-    pub(super) async fn start(pool: &Connections, limits: Limits) -> Result<Self> {
-        let backlog = Self { limits, counts: Mutex::default() };
+    pub(super) async fn start(pool: &Connections, limits: Limits, gauge: IntGauge) -> Result<Self> {
+        let backlog = Self { limits, counts: Mutex::default(), gauge };
         backlog.count(pool).await?;
         Ok(backlog)
     }
@@ -66,6 +69,7 @@ impl Backlog {
             *counts.endpoints.entry(endpoint).or_default() += change;
         }
         counts.total = counts.endpoints.values().sum();
+        self.gauge.set(counts.total.max(0));
         Ok(began.elapsed())
     }
 
@@ -79,6 +83,7 @@ impl Backlog {
                 *since.entry(endpoint).or_default() += change;
             }
         }
+        self.gauge.set(counts.total.max(0));
     }
 
     /// The endpoints with something outstanding, the longest queues first.

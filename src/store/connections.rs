@@ -91,6 +91,13 @@ impl Connections {
         })
     }
 
+    /// How many are open, and how many of those are not in use.
+    pub(super) fn counts(&self) -> (usize, usize) {
+        let idle = self.pool.num_idle();
+        // Read one after the other: a connection may be taken or opened in between.
+        ((self.pool.size() as usize).max(idle), idle)
+    }
+
     /// Closes every connection, once the statements under way have ended.
     pub(super) async fn close(&self) {
         self.pool.close().await;

@@ -50,6 +50,7 @@ impl Store {
         let expired = rows.len() + heads.len();
         self.backlog.change(rows.iter().map(|(id, _)| *id).chain(heads).map(|id| (EndpointId::from_uuid(id), -1)));
         if expired > 0 {
+            self.metrics.deliveries.expired.inc_by(expired as u64);
             self.hint(due);
         }
         Ok((expired, full))

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
+use prometheus::IntCounter;
 use sqlx::types::Uuid;
 
 use super::Store;
@@ -11,28 +12,36 @@ use super::error::Result;
 use crate::domain::id::EndpointId;
 
 /// What is not on record yet; lost with the process.
-#[derive(Debug, Default)]
-pub(super) struct FilterErrors(Mutex<BTreeMap<EndpointId, i64>>);
+#[derive(Debug)]
+pub(super) struct FilterErrors {
+    counts: Mutex<BTreeMap<EndpointId, i64>>,
+    /// All of them, ever.
+    counter: IntCounter,
+}
 
 impl FilterErrors {
+    pub(super) fn new(counter: IntCounter) -> Self {
+        Self { counts: Mutex::default(), counter }
+    }
+
     /// Counts an event on which these endpoints' filters failed.
     pub(super) fn note(&self, endpoints: &[EndpointId]) {
         if endpoints.is_empty() {
             return;
         }
-        metrics::counter!("webhook_filter_errors_total").increment(endpoints.len() as u64);
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        self.counter.inc_by(endpoints.len() as u64);
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         for endpoint in endpoints {
             *counts.entry(*endpoint).or_default() += 1;
         }
     }
 
     fn take(&self) -> BTreeMap<EndpointId, i64> {
-        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *self.counts.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn give_back(&self, counts: BTreeMap<EndpointId, i64>) {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         for (endpoint, count) in counts {
             *kept.entry(endpoint).or_default() += count;
         }
@@ -69,29 +78,26 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
-    use metrics_util::debugging::{DebugValue, DebuggingRecorder};
-
     use super::*;
+
+    fn errors() -> FilterErrors {
+        FilterErrors::new(IntCounter::new("errors", "Failures.").expect("a counter"))
+    }
 
     #[test]
     fn every_failure_is_in_the_metric() {
-        let recorder = DebuggingRecorder::new();
         let endpoints = [1, 2].map(|number| EndpointId::from_uuid(Uuid::from_u128(number)));
-        metrics::with_local_recorder(&recorder, || {
-            let errors = FilterErrors::default();
-            errors.note(&endpoints);
-            errors.note(&endpoints[..1]);
-            errors.note(&[]);
-        });
-        let seen = recorder.snapshotter().snapshot().into_vec();
-        let shown: Vec<_> = seen.iter().map(|(key, _, _, value)| (key.key().name(), value)).collect();
-        assert_eq!(shown, [("webhook_filter_errors_total", &DebugValue::Counter(3))]);
+        let errors = errors();
+        errors.note(&endpoints);
+        errors.note(&endpoints[..1]);
+        errors.note(&[]);
+        assert_eq!(errors.counter.get(), 3);
     }
 
     #[test]
     fn what_could_not_be_recorded_is_kept_beside_what_came_meanwhile() {
         let [one, other] = [1, 2].map(|number| EndpointId::from_uuid(Uuid::from_u128(number)));
-        let errors = FilterErrors::default();
+        let errors = errors();
         errors.note(&[one, other]);
         let taken = errors.take();
         errors.note(&[one]);

@@ -16,12 +16,14 @@ mod expire;
 mod failures;
 mod filter_errors;
 mod gates;
+mod gauges;
 mod hints;
 mod history;
 mod idempotency;
 mod inline;
 mod keys;
 mod lists;
+mod measure;
 mod notes;
 mod operate;
 mod order;
@@ -97,6 +99,7 @@ use self::stats::{DeadCounts, Stats};
 use self::tallies::Tallies;
 use self::vault::Vault;
 use crate::domain::id::EndpointId;
+use crate::telemetry::metrics::Metrics;
 
 /// What a replica does: either, or both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,6 +137,7 @@ pub struct Store {
     replay_started: Notify,
     stats: Stats,
     dead_counts: DeadCounts,
+    metrics: Arc<Metrics>,
     /// Names this process in attempts.
     replica: String,
     /// The row in `replicas` without which claims of this process give nothing; `None` while it never joined the others:
@@ -152,7 +156,9 @@ impl Store {
         let vault = Vault::new(config.encryption.clone());
         vault.check_keys(&reader).await?;
         let clock = DbClock::start(&reader).await?;
-        let backlog = Backlog::start(&reader, config.limits).await?;
+        let metrics = Arc::new(Metrics::new(config.event_types_max)?);
+        measure::watch_pools(&metrics, [("engine", &engine), ("reader", &reader), ("stream", &stream)]);
+        let backlog = Backlog::start(&reader, config.limits, metrics.queue_size.clone()).await?;
         let mut drawn = [0; 32];
         SysRng.try_fill_bytes(&mut drawn).map_err(ConnectError::Random)?;
         let stream_key = tail::ensure_stream_key(&reader, drawn).await?;
@@ -165,7 +171,7 @@ impl Store {
             backlog,
             retention: config.retention,
             recent: Recent::default(),
-            filter_errors: FilterErrors::default(),
+            filter_errors: FilterErrors::new(metrics.filter_errors.clone()),
             tallies: Tallies::default(),
             judges: Judges::default(),
             stream_key,
@@ -174,6 +180,7 @@ impl Store {
             replay_started: Notify::new(),
             stats: Stats::new(clock.new_uuid()),
             dead_counts: DeadCounts::default(),
+            metrics,
             replica: config.replica.clone(),
             claims_as: RwLock::default(),
             hints: Hints::default(),
@@ -192,6 +199,11 @@ impl Store {
     /// The database's clock.
     pub const fn clock(&self) -> &DbClock {
         &self.clock
+    }
+
+    /// What this replica counts and measures.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
     }
 
     /// The API keys.

@@ -6,7 +6,7 @@ use super::error::Result;
 use super::queue::CANCELED_REASON;
 use super::types::PgTime;
 use super::{Due, Store};
-use crate::domain::attempt::AttemptTrigger;
+use crate::domain::attempt::{AttemptOutcome, AttemptTrigger};
 use crate::domain::delivery::DeliveryState;
 use crate::domain::id::{DeliveryId, EndpointId};
 use crate::domain::time::Timestamp;
@@ -168,7 +168,7 @@ with picked as materialized (
          null, 'the worker was lost before the result was on record', replica
   from taken where state = 2
 )
-select count(*) from taken";
+select count(*), count(*) filter (where state = 2) from taken";
 
 const CANCEL_DELETED_IN_FLIGHT: &str = "
 update outstanding o set cancel_requested = true
@@ -229,6 +229,7 @@ impl Store {
                 sqlx::query_as(CANCEL_WAITING).bind(id.uuid()).bind(CANCELED_REASON).fetch_optional(&self.engine).await;
             if let Some((endpoint, _)) = waiting.map_err(super::Error::from)?.map(|row: (Uuid, Option<String>)| row) {
                 self.backlog.change([(EndpointId::from_uuid(endpoint), -1)]);
+                self.metrics.deliveries.canceled.inc();
                 self.hint(Vec::new());
                 return Ok(());
             }
@@ -249,15 +250,18 @@ impl Store {
     /// Those in flight are marked, and end canceled unless their attempt succeeds.
     pub async fn cancel_deleted(&self, endpoint: EndpointId) -> Result<u64> {
         let marked = sqlx::query(CANCEL_DELETED_IN_FLIGHT).bind(endpoint.uuid()).execute(&self.reader).await?;
-        let canceled: i64 = sqlx::query_scalar(CANCEL_DELETED)
+        let (canceled, lost): (i64, i64) = sqlx::query_as(CANCEL_DELETED)
             .bind(endpoint.uuid())
             .bind(CANCEL_BATCH)
             .bind(DELETED_REASON)
             .fetch_one(&self.reader)
             .await?;
         self.backlog.change([(endpoint, -canceled)]);
+        let canceled = u64::try_from(canceled).unwrap_or_default();
+        self.metrics.deliveries.canceled.inc_by(canceled);
+        self.metrics.attempts(AttemptOutcome::Lost).inc_by(u64::try_from(lost).unwrap_or_default());
         self.hint(Vec::new());
-        Ok(marked.rows_affected() + u64::try_from(canceled).unwrap_or_default())
+        Ok(marked.rows_affected() + canceled)
     }
 
     /// Deleted endpoints that may still have outstanding deliveries.

@@ -2,6 +2,7 @@
 
 use super::Store;
 use super::error::Result;
+use crate::domain::attempt::AttemptOutcome;
 use crate::domain::id::EndpointId;
 
 /// A disabled endpoint stays disabled: nothing is sent to it either.
@@ -92,9 +93,11 @@ impl Store {
     /// Records lost attempts of endpoints that are not active, or whose circuit is not closed; answers how many.
     pub async fn lose_lapsed(&self) -> Result<u64> {
         let lost: i64 = sqlx::query_scalar(LOSE_LAPSED).bind(LANE_FRONT).fetch_one(&self.engine).await?;
+        let lost = u64::try_from(lost).unwrap_or_default();
         if lost > 0 {
+            self.metrics.attempts(AttemptOutcome::Lost).inc_by(lost);
             self.hint(Vec::new());
         }
-        Ok(u64::try_from(lost).unwrap_or_default())
+        Ok(lost)
     }
 }

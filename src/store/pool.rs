@@ -31,12 +31,15 @@ pub struct Config {
     pub retention: Retention,
     /// How secrets are kept.
     pub encryption: Encryption,
+    /// Event types that metrics tell apart.
+    pub event_types_max: usize,
 }
 
 /// Without the URL, which may have a password in it.
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { database_url: _, connections_max, notify, replica, limits, retention, encryption } = self;
+        let Self { database_url: _, connections_max, notify, replica, limits, retention, encryption, event_types_max } =
+            self;
         f.debug_struct("Config")
             .field("connections_max", connections_max)
             .field("notify", notify)
@@ -44,6 +47,7 @@ impl fmt::Debug for Config {
             .field("limits", limits)
             .field("retention", retention)
             .field("encryption", encryption)
+            .field("event_types_max", event_types_max)
             .finish_non_exhaustive()
     }
 }
@@ -90,6 +94,9 @@ pub enum ConnectError {
     /// The settings have another key of an id that is known.
     #[error("encryption.keys has another key {0} than the one that secrets in the database are sealed with")]
     KeyDiffers(String),
+    /// The metrics could not be made.
+    #[error("the metrics could not be set up: {0}")]
+    Metrics(#[from] crate::telemetry::metrics::Error),
     /// A statement failed.
     #[error(transparent)]
     Store(#[from] Error),

@@ -357,9 +357,11 @@ fn finish(store: &Store, batch: Vec<Plan>, at: crate::domain::time::Timestamp) {
     let mut due: Vec<Due> = Vec::new();
     let mut queued: Vec<EndpointId> = Vec::new();
     let mut refused: Vec<EndpointId> = Vec::new();
+    let mut refused_count = 0;
     let mut committed = Vec::with_capacity(batch.len());
     for plan in batch {
         queued.extend(plan.queued().map(|delivery| delivery.to.id));
+        refused_count += plan.refused().count() as u64;
         if !plan.event().event_type.is_operational() {
             refused.extend(plan.refused().map(|delivery| delivery.to.id));
         }
@@ -375,8 +377,10 @@ fn finish(store: &Store, batch: Vec<Plan>, at: crate::domain::time::Timestamp) {
         // A caller that has gone away misses its answer; the event stands.
         let _ = waiting.reply.send(Ok(published));
     }
+    store.metrics.events.count(committed.iter().map(|event| event.event_type.as_str()));
     // Before the hint: who claims at once finds them.
     store.recent.keep(committed);
+    store.metrics.deliveries.failed.inc_by(refused_count);
     store.backlog.change(queued.into_iter().map(|endpoint| (endpoint, 1)));
     if !refused.is_empty() {
         store.tallies.note_refused(refused);

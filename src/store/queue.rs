@@ -8,7 +8,7 @@ mod elsewhere;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::Row;
 use sqlx::postgres::PgRow;
@@ -21,7 +21,7 @@ pub use self::elsewhere::{Elsewhere, Followed};
 use super::Store;
 use super::error::Result;
 use super::types::{PgTime, count, stored};
-use crate::domain::attempt::AttemptTrigger;
+use crate::domain::attempt::{AttemptOutcome, AttemptTrigger};
 use crate::domain::cloudevents::Source;
 use crate::domain::endpoint::PayloadFormat;
 use crate::domain::event::Event;
@@ -188,11 +188,11 @@ select id, endpoint_id, version, event_id, claim_gen + 1 as claim_gen, attempt_c
        lost_count + (state = 2)::int as lost_count, payload_format,
        case when circuit_openings > 0 then 3 when trigger = 3 then 1 else trigger end::smallint as trigger,
        cancel_requested, due_at, now() as at, circuit_openings,
-       priority, expire_at, order_key
+       priority, expire_at, order_key, state = 2 as was_lost
 from picked
 union all
 select null, endpoint_id, null, null, null, null, null, null, null, null, null, null, null, null,
-       null, null, null
+       null, null, null, null
 from lanes where not is_known";
 
 /// Reads by `events_pkey`; the bounds leave out the days' partitions that hold none of the ids.
@@ -257,6 +257,7 @@ cross join lateral (
 impl Store {
     /// Claims work for hungry lanes, `room` for each at most, oldest due first.
     pub async fn claim(&self, lanes: &[LaneRequest]) -> Result<Claims> {
+        let began = Instant::now();
         let rows = sqlx::query(CLAIM)
             .bind(lanes.iter().map(|lane| lane.endpoint.uuid()).collect::<Vec<_>>())
             .bind(lanes.iter().map(|lane| lane.room.cast_signed()).collect::<Vec<_>>())
@@ -271,13 +272,18 @@ impl Store {
             .bind(lanes.iter().map(|lane| lane.priority.number()).collect::<Vec<_>>())
             .fetch_all(&self.engine)
             .await?;
-        let mut claims = Claims::default();
+        let (mut claims, mut lost) = (Claims::default(), 0);
         for row in &rows {
             match row.try_get::<Option<Uuid>, _>(0)? {
-                Some(_) => claims.claimed.push(read_claimed(row)?),
+                Some(_) => {
+                    lost += u64::from(row.try_get::<bool, _>("was_lost")?);
+                    claims.claimed.push(read_claimed(row)?);
+                }
                 None => claims.refused.push(EndpointId::from_uuid(row.try_get(1)?)),
             }
         }
+        self.metrics.claims.observe(began.elapsed(), claims.claimed.len());
+        self.metrics.attempts(AttemptOutcome::Lost).inc_by(lost);
         Ok(claims)
     }
 

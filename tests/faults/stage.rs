@@ -70,6 +70,7 @@ impl Stage {
             limits: Limits::default(),
             retention: Retention::default(),
             encryption: Default::default(),
+            event_types_max: 100,
         };
         Store::migrate(&config).await.expect("migrated");
         let proxy = Proxy::start(postgres.socket_dir(), DATABASE).await;

@@ -16,6 +16,7 @@ mod history;
 mod inline;
 mod keys;
 mod limits;
+mod metrics;
 mod ordered_replays;
 mod ordering;
 mod pausing;

@@ -61,6 +61,7 @@ pub(crate) fn config(url: String) -> Config {
         limits: Limits::default(),
         retention: Retention::default(),
         encryption: Encryption { keys: Some(Keyring::parse(KEYS).expect("keys")), plaintext: false },
+        event_types_max: 100,
     }
 }
 

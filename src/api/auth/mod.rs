@@ -17,6 +17,7 @@ pub(super) use self::door::Door;
 pub(super) use self::layer::Guard;
 pub use self::names::{CertificateName, ClientRule};
 pub use self::quota::CallerLimits;
+pub(super) use self::rules::Method;
 #[cfg(test)]
 pub(super) use self::tests::admin;
 

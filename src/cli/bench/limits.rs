@@ -143,6 +143,7 @@ async fn rows(cluster: &Cluster, payloads: &Payloads, span: Duration) -> Result<
         limits: QueueLimits::default(),
         retention: Retention::default(),
         encryption: Default::default(),
+        event_types_max: 0,
     };
     Store::migrate(&config).await.map_err(|error| Failure::unavailable(error.to_string()))?;
     let mut connection = cluster.connect(DATABASE).await?;

@@ -5,6 +5,7 @@ mod backlog;
 mod clock;
 mod expiry;
 mod filters;
+mod gauges;
 mod idempotency;
 mod lapsed;
 mod order;
@@ -29,6 +30,7 @@ pub async fn run(store: Arc<Store>, publisher: Publisher, rules: AlertRules, end
             clock::run(&store),
             expiry::run(&store),
             filters::run(&store),
+            gauges::run(&store),
             idempotency::run(&store),
             lapsed::run(&store),
             order::run(&store),

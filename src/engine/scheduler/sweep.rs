@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
+use crate::domain::time::Timestamp;
 use crate::engine::Shared;
 use crate::store::Swept;
 
@@ -32,9 +33,43 @@ pub(super) async fn sweep(
     tokio::time::sleep(least).await;
     let _ = tokio::time::timeout(more, hurry.notified()).await;
     let began = Instant::now();
-    let found = shared.store.sweep().await.unwrap_or_else(|error| {
-        tracing::warn!(%error, "the sweep for waiting work failed; the next one follows");
-        Vec::new()
-    });
+    let found = match shared.store.sweep().await {
+        Ok(found) => {
+            let oldest = oldest_wait(&found, shared.store.clock().now());
+            shared.store.metrics().queue_oldest.set(oldest.as_secs_f64());
+            found
+        }
+        Err(error) => {
+            tracing::warn!(%error, "the sweep for waiting work failed; the next one follows");
+            Vec::new()
+        }
+    };
     (found, began.elapsed())
+}
+
+/// How long the one has waited that is due longest. Behind an open circuit they wait for their endpoint, not for us.
+fn oldest_wait(found: &[Swept], now: Timestamp) -> Duration {
+    let closed = found.iter().filter(|seen| seen.circuit_until.is_none());
+    closed.map(|seen| now.since(seen.due.at)).max().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::id::EndpointId;
+    use crate::store::Due;
+
+    #[test]
+    fn the_oldest_wait_is_that_of_what_is_due_behind_closed_circuits() {
+        let at = |seconds: i64| Timestamp::from_micros(seconds * 1_000_000);
+        let swept = |due: i64, circuit_until| Swept {
+            due: Due { endpoint: EndpointId::from_uuid(uuid::Uuid::nil()), at: at(due), priority: None },
+            version: 1,
+            circuit_until,
+        };
+        let found = [swept(10, Some(at(500))), swept(70, None), swept(90, None), swept(200, None)];
+        assert_eq!(oldest_wait(&found, at(100)), Duration::from_secs(30));
+        assert_eq!(oldest_wait(&found[3..], at(100)), Duration::ZERO, "not due yet");
+        assert_eq!(oldest_wait(&[], at(100)), Duration::ZERO);
+    }
 }

@@ -116,6 +116,7 @@ impl Store {
         lent.give_back();
         let Some(Canceled { endpoint, was_outstanding, due }) = canceled? else { return Ok(false) };
         self.backlog.change([(EndpointId::from_uuid(endpoint), -i64::from(was_outstanding))]);
+        self.metrics.deliveries.canceled.inc();
         self.hint(due);
         Ok(true)
     }

@@ -1,6 +1,7 @@
 //! The statement that publishes a batch: events, deliveries and their first timeline rows in one commit.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::time::Instant;
 
 use sqlx::types::{Json, Uuid};
 use sqlx::{Connection as _, PgConnection, Row};
@@ -87,11 +88,13 @@ const QUEUE_FULL_REASON: &str = "QUEUE_FULL: the endpoint has as many outstandin
 
 /// Writes a batch in one commit.
 pub(super) async fn write(store: &Store, batch: &[Plan]) -> Result<Written> {
+    let began = Instant::now();
     let mut connection = store.engine.lend().await?;
     let written = store.engine.bounded(write_on(&mut connection, batch)).await?;
     connection.give_back();
     let (published, lost) = written?;
     if published.stale.is_empty() {
+        store.metrics.publishes.observe(began.elapsed(), batch.len() - lost.len());
         let failed = Event { is_failed: true, ..Event::default() };
         let refused = winners(batch, &lost).flat_map(Plan::refused).map(|delivery| (delivery.to.id, failed));
         store.stats.count(published.at, refused);

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::types::Uuid;
 use sqlx::{Connection as _, PgConnection, PgExecutor};
@@ -22,7 +22,7 @@ use crate::domain::time::Timestamp;
 use crate::store::error::Result;
 use crate::store::stats::Event;
 use crate::store::types::{PgTime, count, headers_to_text, micros};
-use crate::store::{Due, Failing, Store, order};
+use crate::store::{Due, Failing, Store, measure, order};
 
 /// What becomes of a claimed delivery.
 #[derive(Debug, Clone)]
@@ -218,6 +218,7 @@ impl Store {
     }
 
     async fn complete_batch(&self, batch: &[Completion], settled: &mut Settled) -> Result<()> {
+        let began = Instant::now();
         if batch.iter().all(|one| one.order_key.is_none()) {
             let rows = write(&self.engine, batch).await?;
             settled.take_in(&rows, batch);
@@ -230,6 +231,8 @@ impl Store {
             settled.due.extend(due);
         }
         let now = self.clock.now();
+        self.metrics.completions.observe(began.elapsed(), batch.len());
+        measure::count_completed(&self.metrics, batch, &settled.won, now);
         let won = batch.iter().filter(|one| settled.won.contains(&one.id));
         self.stats.count(now, won.map(|one| (one.endpoint, one.event(now))));
         self.backlog.change(settled.ended.drain(..).map(|endpoint| (endpoint, -1)));

@@ -41,7 +41,7 @@ struct Known {
 
 impl Store {
     /// How many dead letters there are. Of more than 100,000, how many there were a while ago.
-    pub(super) async fn count_dead_letters(self: &Arc<Self>, tenant: Option<&Tenant>) -> Result<u64> {
+    pub(in crate::store) async fn count_dead_letters(self: &Arc<Self>, tenant: Option<&Tenant>) -> Result<u64> {
         let some: i64 = sqlx::query_scalar(COUNT_SOME)
             .bind(self.retention.dead_letters.as_secs_f64())
             .bind(tenant.map(Tenant::as_str))
