@@ -26,7 +26,8 @@ use crate::domain::alert::AlertRules;
 use crate::domain::cloudevents::SourceTemplate;
 use crate::domain::retry::RetryDefaults;
 pub use crate::store::Roles;
-use crate::{api, egress, engine, ops, store, telemetry};
+use crate::telemetry::log;
+use crate::{api, egress, engine, ops, store};
 
 /// Which defaults hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,7 +58,7 @@ pub struct Config {
     /// When somebody is told of trouble.
     pub alerts: AlertRules,
     /// Logs.
-    pub telemetry: telemetry::Config,
+    pub log: log::Config,
 }
 
 const DATABASE_URL_ALLOWED: &str = "allowed is postgres://user:password@host:port/database";
@@ -134,8 +135,8 @@ impl Config {
         let retry_policy = reader.get("retry.policy", "exponential", retry::parse_policy);
         let event_policies = reader.get("retry.event_policies", "", retry::parse_event_policies);
         let grace = reader.get("shutdown.grace", "30s", parse_span);
-        let filter = reader.get("log", telemetry::DEFAULT_FILTER, telemetry::parse_filter);
-        let format = reader.get("log.format", "text", telemetry::parse_format);
+        let filter = reader.get("log", log::DEFAULT_FILTER, log::parse_filter);
+        let format = reader.get("log.format", "text", log::parse_format);
         let event_types_max = reader.get("metrics.event_types_max", "100", |text| parse_within(text, 0, 10_000));
         let alerts = alerts::read(reader);
         let encryption = encryption::read(profile, reader);
@@ -177,7 +178,7 @@ impl Config {
                 retries: RetryDefaults { by_event: event_policies?, policy: retry_policy? },
             },
             alerts: alerts?,
-            telemetry: telemetry::Config { filter: filter?, format: format? },
+            log: log::Config { filter: filter?, format: format? },
         })
     }
 }
@@ -232,6 +233,7 @@ mod tests {
                 ("HOOKLANE_LIMITS_PAYLOAD_BYTES", "0"),
                 ("HOOKLANE_SHUTDOWN_GRACE", "soon"),
                 ("HOOKLANE_CLOUDEVENTS_SOURCE", "/hook lane"),
+                ("HOOKLANE_LOG", "debg"),
                 ("HOOKLANE_LOG_FORMAT", "xml"),
                 ("HOOKLANE_METRICS_EVENT_TYPES_MAX", "10001"),
                 ("HOOKLANE_RATE_GLOBAL_PER_SECOND", "0"),
@@ -256,6 +258,7 @@ mod tests {
             "from 1 to",
             "soon",
             "/hook lane",
+            "debg",
             "xml",
             "HOOKLANE_METRICS_EVENT_TYPES_MAX",
             "HOOKLANE_RATE_GLOBAL_PER_SECOND",

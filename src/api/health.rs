@@ -1,11 +1,25 @@
-//! What `grpc.health.v1.Health` answers: SERVING from the start of [`super::serve`] until the process drains.
+//! What `grpc.health.v1.Health` answers: SERVING from the start of [`super::serve`] until the process drains, but for
+//! while the database does not answer.
+
+use std::time::Duration;
 
 use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
 
+use crate::store::Store;
+
 /// The names that are asked for: the server as a whole, and its one service.
 const NAMES: [&str; 2] = ["", "hooklane.v1.WebhookService"];
+
+/// Between two looks at the database.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// After one that failed: a second in a row is believed. One alone may be a moment's wait for a connection, and whoever
+/// watches would turn away for it.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
+/// How long the database may take to answer.
+const ANSWER_MAX: Duration = Duration::from_secs(2);
+const BELIEVED: u32 = 2;
 
 /// Says whether this process takes calls. Clones speak for the same process.
 #[derive(Debug, Clone, Default)]
@@ -24,6 +38,23 @@ impl Health {
         let status = if is_serving { ServingStatus::Serving } else { ServingStatus::NotServing };
         for name in NAMES {
             self.0.set_service_status(name, status).await;
+        }
+    }
+
+    /// SERVING while the database answers, for as long as it is polled.
+    pub(super) async fn follow(&self, store: &Store) {
+        let mut failures = 0;
+        loop {
+            tokio::time::sleep(if failures == 0 { LOOK_EVERY } else { LOOK_AGAIN }).await;
+            let looked = tokio::time::timeout(ANSWER_MAX, store.ping(ANSWER_MAX)).await;
+            let was_serving = failures < BELIEVED;
+            failures = if matches!(looked, Ok(Ok(_))) { 0 } else { failures.saturating_add(1) };
+            let is_serving = failures < BELIEVED;
+            if is_serving != was_serving {
+                let now = if is_serving { "answers again: SERVING" } else { "does not answer: NOT_SERVING" };
+                tracing::warn!("the database {now}");
+                self.set_serving(is_serving).await;
+            }
         }
     }
 

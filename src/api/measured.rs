@@ -18,6 +18,7 @@ use tonic::{Code, Status};
 use tower::{Layer, Service};
 
 use super::auth::Method;
+use super::under_way::answering;
 use crate::telemetry::metrics::{Call, Metrics};
 
 /// The layer.
@@ -52,11 +53,17 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let mut running = Running::of(&self.metrics, request.uri().path());
-        let answered = self.inner.call(request);
+        let (name, is_stream) = name(request.uri().path());
+        let mut running = Running::of(&self.metrics, name, is_stream);
+        let answered = answering(name, self.inner.call(request));
         Box::pin(answered.map_ok(|response| match code(response.headers()) {
             Some(code) => {
                 running.end(code);
+                response
+            }
+            // Not asked for frames any more.
+            None if http_body::Body::is_end_stream(response.body()) => {
+                running.end(Code::Unknown);
                 response
             }
             None => response.map(|body| Body::new(MeasuredBody { body, running })),
@@ -73,8 +80,7 @@ struct Running {
 }
 
 impl Running {
-    fn of(metrics: &Metrics, path: &str) -> Self {
-        let (name, is_stream) = name(path);
+    fn of(metrics: &Metrics, name: &'static str, is_stream: bool) -> Self {
         Self { call: metrics.calls.of(name), began: (!is_stream).then(Instant::now), has_ended: false }
     }
 

@@ -27,6 +27,7 @@ mod status;
 mod stream;
 mod testing;
 mod tls;
+mod under_way;
 
 pub use self::auth::{CallerLimits, CertificateName, ClientRule, Mode as Auth};
 pub use self::health::Health;

@@ -103,8 +103,8 @@ const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 /// How long a shutdown waits for calls under way; a caller that does not read its answer holds nothing up.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
 
-/// Serves until `shutdown`, then until the calls under way have ended (10 s at most). `health` turns SERVING here and
-/// NOT_SERVING with the shutdown; open streams end with UNAVAILABLE.
+/// Serves until `shutdown`, then until the calls under way have ended (10 s at most). `health` turns SERVING here,
+/// NOT_SERVING while the database does not answer, and for good with the shutdown; open streams end with UNAVAILABLE.
 pub async fn serve(
     listener: TcpListener,
     tls: Option<Tls>,
@@ -116,6 +116,7 @@ pub async fn serve(
     let limits = MessageLimits { payload_bytes_max: config.payload_bytes_max };
     let edge = &config.edge;
     let door = Door::new(edge.auth, &edge.clients, edge.caller_limits, &services.store, &shutdown);
+    let store = Arc::clone(&services.store);
     let incoming = connection::incoming(listener, tls, edge.connections_per_address_max, shutdown.clone());
     let server = Server::builder()
         .max_concurrent_streams(STREAMS_MAX)
@@ -137,7 +138,7 @@ pub async fn serve(
         .serve_with_incoming_shutdown(incoming, shutdown.clone().cancelled_owned());
     health.set_serving(true).await;
     let patience = async {
-        shutdown.cancelled().await;
+        shutdown.run_until_cancelled(health.follow(&store)).await;
         health.end().await;
         tokio::time::sleep(DRAIN_MAX).await;
     };

@@ -12,6 +12,7 @@ use tonic::body::Body;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
+use super::under_way;
 use crate::domain::access::{Need, Role, roles_for};
 use crate::domain::id::{AlertId, DeliveryId, EndpointId, EventId, ReplayId};
 use crate::store::{self, CancelRefused, PublishError, RegisterError, RetryRefused, StartReplayError, UpdateError};
@@ -221,10 +222,10 @@ impl From<PublishError> for Status {
 impl From<store::Error> for Status {
     fn from(error: store::Error) -> Self {
         if error.is_passing() {
-            tracing::warn!(%error, "a call was refused: the database did not answer");
+            tracing::warn!(%error, call = under_way::call(), "a call was refused: the database did not answer");
             return store_unavailable();
         }
-        tracing::error!(%error, "a call failed in the database");
+        tracing::error!(%error, call = under_way::call(), "a call failed in the database");
         internal()
     }
 }

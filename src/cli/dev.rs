@@ -11,7 +11,7 @@ use super::postgres::{DataDir, Durability, Options, Postgres, default_data_dir};
 use super::serve::{Signals, load, start};
 use crate::config::{Flags, Profile};
 use crate::domain::keyring::Keyring;
-use crate::telemetry;
+use crate::telemetry::log;
 
 /// Run everything on this machine, with a PostgreSQL of its own
 ///
@@ -51,7 +51,7 @@ const KEYS_FILE: &str = "encryption.keys";
 pub async fn run(args: Args) -> Result<(), Failure> {
     let flags = Flags { database_url: args.database_url.clone(), ..args.flags.clone() };
     let mut config = load(Profile::Dev, &flags)?;
-    telemetry::start(&config.telemetry);
+    log::start(&config.log);
     let mut signals = Signals::listen()?;
     let (postgres, own) = match config.store.database_url.is_empty() {
         true => {

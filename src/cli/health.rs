@@ -14,7 +14,7 @@ use super::client::{ConnectionArgs, reachable, refused};
 
 /// Longer than `/readyz` itself waits for the database (3 s).
 const ANSWER_MAX: Duration = Duration::from_secs(5);
-/// Of the answer; `/readyz` says one line.
+/// Of the answer; what is asked for here says one line.
 const ANSWER_BYTES_MAX: u64 = 4_096;
 
 /// Ask a replica whether it is ready
@@ -39,21 +39,35 @@ pub struct Args {
 
 /// Asks once.
 pub async fn run(args: Args) -> Result<(), Failure> {
-    let (addr, is_grpc) = match args.grpc {
-        true => (args.connection.place(), true),
-        false => (reachable(&args.ops_addr), false),
-    };
-    let silent = || Failure::try_again(format!("{addr} does not answer within {} s", ANSWER_MAX.as_secs()));
-    if is_grpc {
-        return tokio::time::timeout(ANSWER_MAX, ask_grpc(&args.connection)).await.map_err(|_| silent())?;
+    if args.grpc {
+        let asked = tokio::time::timeout(ANSWER_MAX, ask_grpc(&args.connection)).await;
+        return asked.map_err(|_| silent(&args.connection.place()))?;
     }
-    let asked = tokio::time::timeout(ANSWER_MAX, ask(&addr)).await;
-    let answer =
-        asked.map_err(|_| silent())?.map_err(|error| Failure::try_again(format!("{addr} does not answer: {error}")))?;
-    let (is_ready, said) = read(&answer).ok_or_else(|| {
+    let (status, said) = ask(&args.ops_addr, "GET", "/readyz", "", &[200, 503]).await?;
+    if status == 200 { super::say(&said) } else { Err(Failure::try_again(said)) }
+}
+
+fn silent(addr: &str) -> Failure {
+    Failure::try_again(format!("{addr} does not answer within {} s", ANSWER_MAX.as_secs()))
+}
+
+/// Sends a request to a replica's operations port: the status, one of those that are `known`, and what it said.
+pub(super) async fn ask(
+    ops_addr: &str,
+    method: &str,
+    path: &str,
+    body: &str,
+    known: &[u16],
+) -> Result<(u16, String), Failure> {
+    let addr = reachable(ops_addr);
+    let asked = tokio::time::timeout(ANSWER_MAX, exchange(&addr, method, path, body)).await;
+    let answer = asked
+        .map_err(|_| silent(&addr))?
+        .map_err(|error| Failure::try_again(format!("{addr} does not answer: {error}")))?;
+    let (status, said) = read(&answer).filter(|(status, _)| known.contains(status)).ok_or_else(|| {
         Failure::try_again(format!("{addr} does not answer as the operations port of a replica does"))
     })?;
-    if is_ready { super::say(said) } else { Err(Failure::try_again(said)) }
+    Ok((status, said.to_owned()))
 }
 
 /// Whatever keeps it from answering, the replica is not ready: 75, unless the flags themselves are wrong.
@@ -72,20 +86,20 @@ async fn ask_grpc(connection: &ConnectionArgs) -> Result<(), Failure> {
 }
 
 /// HTTP/1.0, so that the answer ends with the connection.
-async fn ask(addr: &str) -> std::io::Result<String> {
+async fn exchange(addr: &str, method: &str, path: &str, body: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(addr).await?;
-    stream.write_all(b"GET /readyz HTTP/1.0\r\n\r\n").await?;
+    let head = format!("{method} {path} HTTP/1.0\r\nContent-Type: text/plain\r\nContent-Length: {}", body.len());
+    stream.write_all(format!("{head}\r\n\r\n{body}").as_bytes()).await?;
     let mut answer = Vec::new();
     stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer).await?;
     Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
-/// Whether it is ready, and in which words.
-fn read(answer: &str) -> Option<(bool, &str)> {
+/// The status of an answer, and its words.
+fn read(answer: &str) -> Option<(u16, &str)> {
     let (head, body) = answer.split_once("\r\n\r\n")?;
-    let status = head.strip_prefix("HTTP/1.")?.get(2..5)?;
-    let is_known = matches!(status, "200" | "503");
-    is_known.then(|| (status == "200", body.trim()))
+    let status = head.strip_prefix("HTTP/1.")?.get(2..5)?.parse().ok()?;
+    Some((status, body.trim()))
 }
 
 #[cfg(test)]
@@ -93,10 +107,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_replica_says_whether_it_is_ready() {
-        assert_eq!(read("HTTP/1.0 200 OK\r\ncontent-length: 3\r\n\r\nok\n"), Some((true, "ok")));
-        assert_eq!(read("HTTP/1.1 503 Service Unavailable\r\n\r\ndraining\n"), Some((false, "draining")));
-        for other in ["", "HTTP/1.1 200", "HTTP/1.1 404 Not Found\r\n\r\n", "SSH-2.0\r\n\r\n"] {
+    fn an_answer_has_a_status_and_words() {
+        assert_eq!(read("HTTP/1.0 200 OK\r\ncontent-length: 3\r\n\r\nok\n"), Some((200, "ok")));
+        assert_eq!(read("HTTP/1.1 503 Service Unavailable\r\n\r\ndraining\n"), Some((503, "draining")));
+        for other in ["", "HTTP/1.1 200", "HTTP/1.1 xyz\r\n\r\n", "SSH-2.0\r\n\r\n"] {
             assert_eq!(read(other), None, "{other}");
         }
     }

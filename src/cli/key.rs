@@ -15,7 +15,7 @@ use crate::domain::access::{Role, Scope};
 use crate::domain::api_key::ApiKey;
 use crate::domain::id::KeyId;
 use crate::store::{DbClock, KEYS_MAX, KeyRecord, Keys, NewKey};
-use crate::telemetry;
+use crate::telemetry::log;
 
 /// Make, list and revoke API keys
 ///
@@ -162,7 +162,7 @@ async fn revoke(args: RevokeArgs) -> Result<(), Failure> {
 async fn open(place: Where) -> Result<(Keys, DbClock), Failure> {
     let flags = Flags { config: place.config, database_url: place.database_url, ..Flags::default() };
     let config = load(Profile::Migrate, &flags)?;
-    telemetry::start(&config.telemetry);
+    log::start(&config.log);
     Keys::open(&config.store).await.map_err(|error| connect_failure(&error))
 }
 

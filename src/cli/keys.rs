@@ -12,7 +12,7 @@ use super::serve::{connect_failure, load};
 use crate::config::{Config, Flags, Profile};
 use crate::domain::keyring::Keyring;
 use crate::store::{Error, KeyUse, Pass, Rewrap};
-use crate::telemetry;
+use crate::telemetry::log;
 
 /// Make master keys, and bring everything under the present one
 ///
@@ -175,7 +175,7 @@ fn unreadable(pass: &Pass, rewrapped: u64) -> Failure {
 fn settings(place: Where) -> Result<Config, Failure> {
     let flags = Flags { config: place.config, database_url: place.database_url, ..Flags::default() };
     let config = load(Profile::Migrate, &flags)?;
-    telemetry::start(&config.telemetry);
+    log::start(&config.log);
     Ok(config)
 }
 

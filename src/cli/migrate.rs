@@ -4,7 +4,7 @@ use super::Failure;
 use super::serve::{connect_failure, load};
 use crate::config::{Flags, Profile};
 use crate::store::Store;
-use crate::telemetry;
+use crate::telemetry::log;
 
 /// Bring the database's schema up to date and exit
 ///
@@ -24,7 +24,7 @@ pub struct Args {
 pub async fn run(args: Args) -> Result<(), Failure> {
     let flags = Flags { config: args.config, database_url: args.database_url, ..Flags::default() };
     let config = load(Profile::Migrate, &flags)?;
-    telemetry::start(&config.telemetry);
+    log::start(&config.log);
     Store::migrate(&config.store).await.map_err(|error| connect_failure(&error))?;
     super::say("the schema is up to date")
 }

@@ -16,6 +16,7 @@ pub mod health;
 pub mod key;
 pub mod keys;
 pub mod listen;
+pub mod log_level;
 pub mod migrate;
 pub mod postgres;
 pub mod publish;
@@ -70,6 +71,7 @@ enum Command {
     CheckConfig(Box<check_config::Args>),
     Settings(settings::Args),
     Health(Box<health::Args>),
+    LogLevel(log_level::Args),
     Key(Box<key::Args>),
     Keys(keys::Args),
     Endpoint(Box<endpoint::Args>),
@@ -99,6 +101,7 @@ impl Cli {
             Command::CheckConfig(args) => check_config::run(*args),
             Command::Settings(args) => settings::run(&args),
             Command::Health(args) => health::run(*args).await,
+            Command::LogLevel(args) => log_level::run(args).await,
             Command::Key(args) => key::run(*args).await,
             Command::Keys(args) => keys::run(args).await,
             Command::Endpoint(args) => endpoint::run(*args).await,

@@ -8,7 +8,7 @@ use super::Failure;
 use crate::app::{App, StartError};
 use crate::config::{Config, Flags, Profile};
 use crate::store::{ConnectError, Error};
-use crate::telemetry;
+use crate::telemetry::log;
 
 /// Run a replica: serve gRPC and deliver
 ///
@@ -36,7 +36,7 @@ pub struct Args {
 pub async fn run(args: Args) -> Result<(), Failure> {
     let flags = Flags { database_url: args.database_url, insecure: args.insecure, ..args.flags };
     let config = load(Profile::Serve, &flags)?;
-    telemetry::start(&config.telemetry);
+    log::start(&config.log);
     let mut signals = Signals::listen()?;
     let app = start(config).await?;
     signals.first().await;

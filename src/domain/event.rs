@@ -1,6 +1,7 @@
 //! An event: what a caller publishes, and what is kept of it.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -35,6 +36,14 @@ pub struct Event {
     pub source: Option<Source>,
     /// When and in what order it is delivered.
     pub schedule: Schedule,
+}
+
+impl Event {
+    /// The id by which everything that belongs to it is found in logs and traces, as receivers are told it: 32
+    /// hexadecimal digits.
+    pub fn trace_id(&self) -> impl fmt::Display + use<> {
+        self.id.uuid().simple()
+    }
 }
 
 /// An event that a caller wants published: checked, not yet committed.

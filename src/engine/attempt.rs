@@ -9,6 +9,7 @@ use super::Shared;
 use super::claims::release;
 use super::judge::Judgement;
 use super::roster::Prepared;
+use super::told;
 use crate::domain::attempt::AttemptOutcome;
 use crate::domain::delivery::{Decision, LOST_ATTEMPTS_MAX, Unsent, is_endpoints_doing, lane_hold, settle, unsent};
 use crate::domain::event::Event;
@@ -53,6 +54,7 @@ pub(super) async fn run(shared: Arc<Shared>, ready: Ready, ended: mpsc::Unbounde
     // Claimed ahead, it may have waited past its time.
     if let Some(settlement) = without_request(&ready.claimed, shared.store.clock().now()) {
         let _ = ended.send(nothing);
+        told::of_unsent(&ready.claimed, Some(&ready.event), &settlement);
         return shared.record(completion_without_request(&ready.claimed, settlement), None).await;
     }
     let Ready { claimed, endpoint, event, .. } = ready;
@@ -84,6 +86,7 @@ pub(super) async fn run(shared: Arc<Shared>, ready: Ready, ended: mpsc::Unbounde
         Decision::Retry { delay } => Settlement::Retry { delay },
         Decision::Fail => Settlement::Failed(result.error.clone()),
     };
+    told::of_attempt(&claimed, &event, &result, &settlement);
     let completion = Completion {
         id: claimed.id,
         endpoint: claimed.endpoint,

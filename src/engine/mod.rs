@@ -16,6 +16,7 @@ mod lane;
 mod leases;
 mod roster;
 mod scheduler;
+mod told;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

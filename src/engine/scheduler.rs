@@ -30,7 +30,7 @@ use super::attempt::{self, Ended, Ready};
 use super::claims::{Done, claim, release};
 use super::lane::{Appetite, Ask, Lane};
 use super::membership::{Membership, Tenure, View};
-use super::{COMPLETIONS_MAX, Config, Shared, sleep_until};
+use super::{COMPLETIONS_MAX, Config, Shared, sleep_until, told};
 use crate::domain::endpoint::MAX_IN_FLIGHT_DEFAULT;
 use crate::domain::id::EndpointId;
 use crate::domain::schedule::Priority;
@@ -367,6 +367,7 @@ impl Scheduler {
         for claimed in unsent.into_values() {
             let settlement = attempt::without_request(&claimed, claimed.claimed_at)
                 .unwrap_or_else(|| store::Settlement::Failed("the event's payload is no longer kept".to_owned()));
+            told::of_unsent(&claimed, None, &settlement);
             let completion = attempt::completion_without_request(&claimed, settlement);
             let shared = Arc::clone(&self.shared);
             self.shared.attempts.spawn(async move { shared.record(completion, None).await });

@@ -47,7 +47,7 @@ mod types;
 mod vault;
 
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rand::TryRng as _;
 use rand::rngs::SysRng;
@@ -243,9 +243,10 @@ impl Store {
     }
 
     /// Whether the database answers by then.
-    pub async fn ping(&self, limit: Duration) -> Result<()> {
-        sqlx::query("select 1").execute(&self.reader.within(limit)).await?;
-        Ok(())
+    pub async fn ping(&self, limit: Duration) -> Result<Answered> {
+        let began = Instant::now();
+        let server_version = sqlx::query_scalar(PING).fetch_one(&self.reader.within(limit)).await?;
+        Ok(Answered { server_version, took: began.elapsed() })
     }
 
     /// Re-reads what is only tracked: the clock's offset. Cheap; call it every few seconds.
@@ -278,6 +279,18 @@ impl Store {
         self.hints.made(due);
     }
 }
+
+/// The database's sign of life.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answered {
+    /// Of PostgreSQL, such as `17.2`.
+    pub server_version: String,
+    /// How long it took, the wait for a connection included.
+    pub took: Duration,
+}
+
+/// Debian's servers say more than the number.
+const PING: &str = "select split_part(current_setting('server_version'), ' ', 1)";
 
 /// How long the clock may take to be read; a later answer would tell an old time.
 const CLOCK_PATIENCE: Duration = Duration::from_secs(2);

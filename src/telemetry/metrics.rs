@@ -206,9 +206,14 @@ impl Metrics {
         self.looks.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(look));
     }
 
+    /// Sets what is set on reading.
+    pub fn refresh(&self) {
+        self.looks.lock().unwrap_or_else(PoisonError::into_inner).iter().for_each(|look| look());
+    }
+
     /// Everything, in Prometheus's text format.
     pub fn to_text(&self) -> String {
-        self.looks.lock().unwrap_or_else(PoisonError::into_inner).iter().for_each(|look| look());
+        self.refresh();
         let mut text = Vec::new();
         // Writing into memory does not fail, and what cannot be encoded could not be registered.
         let _ = TextEncoder::new().encode(&self.registry.gather(), &mut text);

@@ -5,6 +5,7 @@ mod abuse;
 mod commands;
 mod ending;
 mod load;
+mod logging;
 mod policies;
 #[allow(dead_code, reason = "its name is for the tests of faults")]
 mod program;

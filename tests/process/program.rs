@@ -137,9 +137,14 @@ impl Replica {
 
     /// A path of the operations port as it is answered.
     pub(crate) async fn read(&self, path: &str) -> Option<String> {
+        self.send("GET", path, "\r\n").await
+    }
+
+    /// What the operations port answers to a request with further headers and a body.
+    pub(crate) async fn send(&self, method: &str, path: &str, rest: &str) -> Option<String> {
         use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
         let mut stream = TcpStream::connect(self.ops).await.ok()?;
-        let request = format!("GET {path} HTTP/1.1\r\nHost: ops\r\nConnection: close\r\n\r\n");
+        let request = format!("{method} {path} HTTP/1.1\r\nHost: ops\r\nConnection: close\r\n{rest}");
         stream.write_all(request.as_bytes()).await.ok()?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.ok()?;

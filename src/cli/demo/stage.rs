@@ -12,7 +12,7 @@ use crate::cli::Failure;
 use crate::cli::postgres::{DataDir, Durability, Error, Options, Postgres};
 use crate::cli::serve::start_failure;
 use crate::config::{Config, Flags, Profile};
-use crate::telemetry;
+use crate::telemetry::log;
 
 /// Everything that runs.
 pub(super) struct Stage {
@@ -38,7 +38,7 @@ impl Stage {
 
         let began = Instant::now();
         let config = config(postgres.url(DATABASE))?;
-        telemetry::start(&config.telemetry);
+        log::start(&config.log);
         let app = App::start(config).await.map_err(start_failure)?;
         let grpc_addr = app.grpc_addr().ok_or_else(|| Failure::internal("the demo serves no gRPC"))?;
         let ops_addr = app.ops_addr();

@@ -1,7 +1,8 @@
 //! What else is served on the port: health, reflection, gRPC-Web; and the operations port beside it.
 
 use bytes::Bytes;
-use hooklane::api::proto::{Endpoint, ListEndpointsResponse, PublishRequest, PublishResponse};
+use hooklane::api::proto::{DeliveryState, Endpoint, ListEndpointsResponse, PublishRequest, PublishResponse};
+use hooklane::cli::listen::Behaviour;
 use http::{Method, Request, Response};
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::client::legacy::Client as HttpClient;
@@ -11,7 +12,11 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
-use super::{endpoint, event, service, soon};
+use sqlx::Connection as _;
+
+use super::metrics::ops;
+use super::{endpoint, event, receiver, service, service_with, soon};
+use crate::support;
 
 async fn http(request: Request<Full<Bytes>>) -> Response<Bytes> {
     let client = HttpClient::builder(TokioExecutor::new()).build_http();
@@ -39,6 +44,46 @@ async fn health_is_serving_and_says_when_it_ends() {
     assert_eq!(next(&mut watch).await, Some(ServingStatus::NotServing));
     drop(watch);
     soon("the end", stopping).await.expect("stopped");
+}
+
+#[tokio::test]
+async fn health_is_not_serving_while_the_database_does_not_answer() {
+    let url = support::database().await;
+    let name = url.split(['/', '?']).find(|part| part.starts_with("test_")).expect("a name").to_owned();
+    let service = service_with(url, &[]).await;
+    let mut watches = Vec::new();
+    for name in ["", "hooklane.v1.WebhookService"] {
+        let mut health = HealthClient::new(service.channel().await);
+        let request = HealthCheckRequest { service: name.to_owned() };
+        watches.push(health.watch(request).await.expect("watched").into_inner());
+    }
+    let mut expect = async |status: ServingStatus| {
+        for watch in &mut watches {
+            let answer = soon("a status", watch.message()).await.expect("a message").expect("not the end");
+            assert_eq!(answer.status(), status);
+        }
+    };
+    expect(ServingStatus::Serving).await;
+    let admin = support::postgres().await.url("postgres");
+    let mut admin = sqlx::PgConnection::connect(&admin).await.expect("connects");
+    let allow = async |admin: &mut sqlx::PgConnection, is_allowed: bool| {
+        let statement = format!("alter database {name} allow_connections {is_allowed}");
+        sqlx::query(sqlx::AssertSqlSafe(statement)).execute(&mut *admin).await.expect("altered");
+        let end = "select count(pg_terminate_backend(pid)) from pg_stat_activity where datname = $1";
+        sqlx::query(end).bind(&name).execute(&mut *admin).await.expect("ended");
+    };
+    allow(&mut admin, false).await;
+    expect(ServingStatus::NotServing).await;
+    let (status, _, _) = ops(&service.app, "GET", "/readyz", "").await;
+    let (code, _, health) = ops(&service.app, "GET", "/health", "").await;
+    let health: serde_json::Value = serde_json::from_str(&health).expect("JSON");
+    assert_eq!((status, code), (503, 503));
+    assert_eq!((&health["status"], &health["draining"]), (&"unavailable".into(), &false.into()));
+    assert_ne!(health["database"]["status"], "ok");
+    let (status, _, _) = ops(&service.app, "GET", "/livez", "").await;
+    assert_eq!(status, 200, "it lives");
+    allow(&mut admin, true).await;
+    expect(ServingStatus::Serving).await;
 }
 
 #[tokio::test]
@@ -182,12 +227,49 @@ async fn pages_of_this_machine_may_call_and_no_others() {
 #[tokio::test]
 async fn the_operations_port_tells_how_the_replica_is() {
     let service = service().await;
-    for (path, part) in [("livez", "ok"), ("readyz", "ok"), ("health", "\"database\":\"ok\"")] {
+    for (path, part) in [("livez", "ok"), ("readyz", "ok"), ("health", "\"status\":\"ok\"")] {
         let uri = format!("http://{}/{path}", service.app.ops_addr());
         let response = http(Request::get(uri).body(Full::default()).expect("a request")).await;
         let text = String::from_utf8_lossy(response.body()).into_owned();
         assert!(response.status().is_success() && text.contains(part), "{path}: {text}");
     }
+}
+
+#[tokio::test]
+async fn health_tells_of_each_part() {
+    let service = service().await;
+    let receiver = receiver(Behaviour::default()).await;
+    service.register(endpoint(&receiver.url())).await;
+    let id = service.publish_one("a").await;
+    service.in_state(&id, DeliveryState::Succeeded).await;
+    let health = crate::support::eventually("the parts are looked at", || async {
+        let (status, head, body) = ops(&service.app, "GET", "/health", "").await;
+        assert!(status == 200 && head.contains("content-type: application/json"), "{head}");
+        let health: serde_json::Value = serde_json::from_str(&body).expect("JSON");
+        Some(health).filter(|health| health["endpoints"]["active"] == 1 && health["engine"]["lanes"] == 1)
+    })
+    .await;
+    for (pointer, expected) in [
+        ("/status", serde_json::json!("ok")),
+        ("/version", env!("CARGO_PKG_VERSION").into()),
+        ("/draining", false.into()),
+        ("/database/status", "ok".into()),
+        ("/queue/size", 0.into()),
+        ("/queue/dead_letters", 0.into()),
+        ("/engine/requests_in_flight", 0.into()),
+        ("/endpoints/paused", 0.into()),
+        ("/endpoints/disabled", 0.into()),
+        ("/endpoints/open_circuits", 0.into()),
+        ("/streams/subscribers", 0.into()),
+        ("/replicas/0/roles", serde_json::json!(["api", "worker"])),
+    ] {
+        assert_eq!(health.pointer(pointer), Some(&expected), "{pointer} of {health}");
+    }
+    assert_eq!(health["replicas"][0]["name"], health["replica"]);
+    assert!(health["database"]["latency_seconds"].as_f64().is_some_and(|latency| latency > 0.0), "{health}");
+    let version = health["database"]["server_version"].as_str().expect("a version");
+    assert!(version.starts_with(|first: char| first.is_ascii_digit()) && !version.contains(' '), "{version}");
+    assert!(health["database"]["connections"]["engine"]["idle"].is_u64(), "{health}");
 }
 
 #[tokio::test]

@@ -1,0 +1,59 @@
+//! What the log tells of deliveries: one that failed for good at `info`, an attempt that is made again at `debug`, each
+//! once and with the ids by which it is found. The module's name in filters is `hooklane::delivery`.
+//!
+//! A receiver that fails is no trouble of this program's, so none of it is a warning.
+
+use crate::domain::attempt::AttemptResult;
+use crate::domain::event::Event;
+use crate::store::{Claimed, Settlement};
+
+const TARGET: &str = "hooklane::delivery";
+
+/// Tells of an attempt that failed.
+pub(super) fn of_attempt(claimed: &Claimed, event: &Event, result: &AttemptResult, settlement: &Settlement) {
+    match settlement {
+        Settlement::Failed(reason) => tracing::info!(
+            target: TARGET,
+            delivery = %claimed.id,
+            event = %event.id,
+            endpoint = %claimed.endpoint,
+            trace_id = %event.trace_id(),
+            tenant = event.tenant.as_str(),
+            event_type = event.event_type.as_str(),
+            attempt = claimed.attempt,
+            outcome = ?result.outcome,
+            reason,
+            "a delivery failed for good"
+        ),
+        Settlement::Retry { delay } => tracing::debug!(
+            target: TARGET,
+            delivery = %claimed.id,
+            event = %event.id,
+            endpoint = %claimed.endpoint,
+            trace_id = %event.trace_id(),
+            tenant = event.tenant.as_str(),
+            event_type = event.event_type.as_str(),
+            attempt = claimed.attempt,
+            outcome = ?result.outcome,
+            error = result.error,
+            retry_in_seconds = delay.as_secs_f64(),
+            "an attempt failed"
+        ),
+        Settlement::Succeeded | Settlement::Canceled(_) | Settlement::Expired => {}
+    }
+}
+
+/// Tells of a delivery that failed without a request, its event read or not.
+pub(super) fn of_unsent(claimed: &Claimed, event: Option<&Event>, settlement: &Settlement) {
+    if let Settlement::Failed(reason) = settlement {
+        tracing::info!(
+            target: TARGET,
+            delivery = %claimed.id,
+            event = %claimed.event,
+            endpoint = %claimed.endpoint,
+            trace_id = event.map(|event| tracing::field::display(event.trace_id())),
+            reason,
+            "a delivery failed for good"
+        );
+    }
+}

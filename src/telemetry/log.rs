@@ -1,0 +1,141 @@
+//! Logs: on standard error, as text or JSON, filtered by level and module; the filter can be changed while the process
+//! runs. There is one log for a process, whoever runs in it.
+
+use std::io::IsTerminal;
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _, Registry, reload};
+
+/// How the process logs.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// A tracing filter, such as `info` or `hooklane=debug,sqlx=warn`.
+    pub filter: String,
+    /// How a line looks.
+    pub format: Format,
+}
+
+/// How a log line looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// For people.
+    Text,
+    /// For programs: one object a line.
+    Json,
+}
+
+/// What is logged unless a setting says otherwise. PostgreSQL's notices tell of what exists already.
+pub(crate) const DEFAULT_FILTER: &str = "info,sqlx=warn";
+
+/// The running log: what was asked for at the start, what holds now, and how to change it.
+#[derive(Debug)]
+struct Control {
+    setting: String,
+    present: Mutex<String>,
+    handle: reload::Handle<EnvFilter, Registry>,
+}
+
+static CONTROL: OnceLock<Control> = OnceLock::new();
+
+/// Why the filter stays as it is.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ChangeError {
+    /// The text is no filter.
+    #[error("{0}")]
+    Invalid(String),
+    /// Nothing that this process started writes its log.
+    #[error("this process writes no log of its own")]
+    NoLog,
+}
+
+/// Checks a filter.
+pub(crate) fn parse_filter(text: &str) -> Result<String, String> {
+    const ALLOWED: &str = "allowed is such as info, hooklane=debug or info,hooklane::engine=debug";
+    // A level that is misspelt reads as the name of a module, of which nothing would be logged, nor of any other.
+    let is_level = |word: &str| !word.is_empty() && word.parse::<tracing_subscriber::filter::LevelFilter>().is_ok();
+    let is_path = |word: &str| word == "hooklane" || word.contains("::") || word.contains('[');
+    let mut directives = text.split(',');
+    if let Some(word) = directives.find(|word| !word.contains('=') && !is_level(word) && !is_path(word)) {
+        return Err(format!("has {word:?}, which is no level; {ALLOWED}"));
+    }
+    match EnvFilter::try_new(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => Err(format!("is not a filter ({error}); {ALLOWED}")),
+    }
+}
+
+/// Checks a format's name.
+pub(crate) fn parse_format(text: &str) -> Result<Format, String> {
+    match text {
+        "text" => Ok(Format::Text),
+        "json" => Ok(Format::Json),
+        _ => Err("is not a format; allowed are text and json".to_owned()),
+    }
+}
+
+/// Starts logging; does nothing where a test has started it before.
+pub fn start(config: &Config) {
+    let (filter, handle) = reload::Layer::new(EnvFilter::new(&config.filter));
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none());
+    let lines = match config.format {
+        Format::Text => lines.boxed(),
+        Format::Json => lines.json().flatten_event(true).boxed(),
+    };
+    if tracing_subscriber::registry().with(filter).with(lines).try_init().is_ok() {
+        let (setting, present) = (config.filter.clone(), Mutex::new(config.filter.clone()));
+        let _ = CONTROL.set(Control { setting, present, handle });
+    }
+}
+
+/// The filter that holds now; `None` where this process has no log of its own.
+pub fn filter() -> Option<String> {
+    Some(CONTROL.get()?.present.lock().unwrap_or_else(PoisonError::into_inner).clone())
+}
+
+/// Has another filter hold from now on, or with `None` the one of the setting; answers it.
+pub fn change_filter(text: Option<&str>) -> Result<String, ChangeError> {
+    let control = CONTROL.get().ok_or(ChangeError::NoLog)?;
+    let wanted = match text {
+        Some(text) => parse_filter(text).map_err(ChangeError::Invalid)?,
+        None => control.setting.clone(),
+    };
+    let mut present = control.present.lock().unwrap_or_else(PoisonError::into_inner);
+    // Told under the wider of the two, whichever that is.
+    tracing::info!(from = *present, to = wanted, "the log's filter changes");
+    control.handle.reload(EnvFilter::new(&wanted)).map_err(|_| ChangeError::NoLog)?;
+    if *present != wanted {
+        tracing::info!(from = *present, to = wanted, "the log's filter has changed");
+    }
+    present.clone_from(&wanted);
+    Ok(wanted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_names_levels_and_modules_and_a_misspelt_level_is_no_module() {
+        for good in [
+            "info",
+            "INFO",
+            "off",
+            DEFAULT_FILTER,
+            "hooklane=debug",
+            "hooklane",
+            "warn,hooklane::engine=trace",
+            "hooklane::delivery",
+            "info,[call{method=Publish}]=debug",
+        ] {
+            assert_eq!(parse_filter(good).as_deref(), Ok(good));
+        }
+        for bad in ["debg", "", "info,,warn", "hooklane=loud", "info,verbose"] {
+            let problem = parse_filter(bad).expect_err(bad);
+            assert!(problem.contains("hooklane=debug"), "{problem}");
+        }
+    }
+}
