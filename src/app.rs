@@ -14,6 +14,7 @@ use crate::engine::membership::Membership;
 use crate::engine::{Engine, maintenance};
 use crate::live::Live;
 use crate::store::{ConnectError, Publisher, Store};
+use crate::telemetry::traces::{SetupError as SetupTracesError, Traces};
 use crate::{api, ops};
 
 /// Why the service did not start.
@@ -28,6 +29,9 @@ pub enum StartError {
     /// The certificate could not be used.
     #[error("tls: {0}")]
     Tls(#[from] api::TlsError),
+    /// Traces could not be sent with these settings.
+    #[error(transparent)]
+    Traces(#[from] SetupTracesError),
     /// An address could not be listened on.
     #[error("{name} {addr} cannot be listened on: {error}")]
     Bind {
@@ -50,6 +54,10 @@ pub struct App {
     draining: CancellationToken,
     /// Ends what outlives the drain.
     ended: CancellationToken,
+    /// Ends what tells of all that.
+    last: CancellationToken,
+    /// Sends traces, where they are sent.
+    sending: Option<JoinHandle<()>>,
     api: Option<JoinHandle<()>>,
     engine: Option<Engine>,
     background: Vec<JoinHandle<()>>,
@@ -63,7 +71,14 @@ impl App {
         let store = Store::open(&config.store).await?;
         let egress = Egress::new(config.egress)?.counting_refusals(store.metrics().guard_refusals.clone());
         let publisher = Publisher::start(&store);
-        let (draining, ended) = (CancellationToken::new(), CancellationToken::new());
+        let (draining, ended, last) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
+        let mut sending = None;
+        if let Some(config) = &config.traces {
+            let dropped = store.metrics().spans_dropped.clone();
+            let (traces, task) = Traces::start(config, store.replica(), dropped, last.clone())?;
+            store.trace_into(traces);
+            sending = Some(task);
+        }
 
         let ops_listener = bind("ops.addr", config.ops.addr).await?;
         let ops_addr = local_addr(&ops_listener, config.ops.addr);
@@ -103,7 +118,19 @@ impl App {
                 }
             }),
         ];
-        Ok(Self { grpc_addr, ops_addr, store, draining, ended, api: api_task, engine, background, grace })
+        Ok(Self {
+            grpc_addr,
+            ops_addr,
+            store,
+            draining,
+            ended,
+            last,
+            sending,
+            api: api_task,
+            engine,
+            background,
+            grace,
+        })
     }
 
     /// Where gRPC is served; `None` where this replica has no such role.
@@ -136,6 +163,10 @@ impl App {
         self.ended.cancel();
         for task in self.background {
             let _ = task.await;
+        }
+        self.last.cancel();
+        if let Some(sending) = self.sending {
+            let _ = sending.await;
         }
         // Connections are idle now; one that hangs must not hold the process.
         let _ = tokio::time::timeout(CLOSE_MAX, self.store.close()).await;

@@ -9,6 +9,7 @@ mod reference;
 mod retry;
 mod settings;
 mod source;
+mod traces;
 mod values;
 
 use std::collections::BTreeMap;
@@ -27,6 +28,7 @@ use crate::domain::cloudevents::SourceTemplate;
 use crate::domain::retry::RetryDefaults;
 pub use crate::store::Roles;
 use crate::telemetry::log;
+use crate::telemetry::traces::Config as TracesConfig;
 use crate::{api, egress, engine, ops, store};
 
 /// Which defaults hold.
@@ -59,6 +61,8 @@ pub struct Config {
     pub alerts: AlertRules,
     /// Logs.
     pub log: log::Config,
+    /// Where traces go; `None` for nowhere.
+    pub traces: Option<TracesConfig>,
 }
 
 const DATABASE_URL_ALLOWED: &str = "allowed is postgres://user:password@host:port/database";
@@ -79,11 +83,14 @@ impl Config {
         flags: &Flags,
         environment: BTreeMap<String, String>,
     ) -> Result<(Self, Vec<Effective>), SettingProblems> {
+        let mut problems = Vec::new();
+        let traces = traces::read(&environment, &mut problems);
         let source = Source::gather(flags, environment)?;
         let mut reader = Reader::new(source);
         let config = Self::read(profile, flags, &mut reader);
+        problems.into_iter().for_each(|problem| reader.report(problem));
         let effective = reader.effective();
-        Ok((reader.finish(config)?, effective))
+        Ok((reader.finish(config.map(|config| Self { traces, ..config }))?, effective))
     }
 
     /// `None` where a setting was refused. Everything is read before that is looked at, so that every problem shows.
@@ -179,6 +186,8 @@ impl Config {
             },
             alerts: alerts?,
             log: log::Config { filter: filter?, format: format? },
+            // Read apart: its variables are not ours.
+            traces: None,
         })
     }
 }
@@ -234,6 +243,7 @@ mod tests {
                 ("HOOKLANE_SHUTDOWN_GRACE", "soon"),
                 ("HOOKLANE_CLOUDEVENTS_SOURCE", "/hook lane"),
                 ("HOOKLANE_LOG", "debg"),
+                ("OTEL_TRACES_EXPORTER", "zipkin"),
                 ("HOOKLANE_LOG_FORMAT", "xml"),
                 ("HOOKLANE_METRICS_EVENT_TYPES_MAX", "10001"),
                 ("HOOKLANE_RATE_GLOBAL_PER_SECOND", "0"),
@@ -259,6 +269,7 @@ mod tests {
             "soon",
             "/hook lane",
             "debg",
+            "zipkin",
             "xml",
             "HOOKLANE_METRICS_EVENT_TYPES_MAX",
             "HOOKLANE_RATE_GLOBAL_PER_SECOND",

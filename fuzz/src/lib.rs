@@ -103,6 +103,7 @@ pub fn filter(data: &[u8]) {
         endpoint_ids: Vec::new(),
         inline_endpoint: None,
         schedule: Default::default(),
+        trace: None,
     };
     let facts = Facts::of(&event);
     let judged = filter.judge(&facts, &mut Budget::default());

@@ -1,4 +1,4 @@
-//! Counts calls by method and code, refused ones too, and measures how long they took.
+//! Counts calls by method and code, refused ones too, measures how long they took, and begins their traces.
 //!
 //! Inside the gRPC-Web layer, where every answer has gRPC's trailers, and around all others.
 
@@ -19,17 +19,20 @@ use tower::{Layer, Service};
 
 use super::auth::Method;
 use super::under_way::answering;
+use crate::domain::trace::TraceContext;
+use crate::store::Store;
 use crate::telemetry::metrics::{Call, Metrics};
+use crate::telemetry::traces::{Span, Traces};
 
 /// The layer.
 #[derive(Debug, Clone)]
-pub(super) struct Measured(pub(super) Arc<Metrics>);
+pub(super) struct Measured(pub(super) Arc<Store>);
 
 impl<S> Layer<S> for Measured {
     type Service = MeasuredCalls<S>;
 
     fn layer(&self, inner: S) -> MeasuredCalls<S> {
-        MeasuredCalls { inner, metrics: Arc::clone(&self.0) }
+        MeasuredCalls { inner, store: Arc::clone(&self.0) }
     }
 }
 
@@ -37,7 +40,7 @@ impl<S> Layer<S> for Measured {
 #[derive(Debug, Clone)]
 pub(super) struct MeasuredCalls<S> {
     inner: S,
-    metrics: Arc<Metrics>,
+    store: Arc<Store>,
 }
 
 impl<S> Service<Request<Body>> for MeasuredCalls<S>
@@ -52,41 +55,72 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let (name, is_stream) = name(request.uri().path());
-        let mut running = Running::of(&self.metrics, name, is_stream);
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        let Named { name, is_stream, is_call } = name(request.uri().path());
+        let parent = request.headers().get(TRACEPARENT).and_then(|value| TraceContext::parse(value.to_str().ok()?));
+        let (mut trace, mut context) = (None, parent);
+        if let Some(traces) = self.store.traces().filter(|_| is_call) {
+            let span = traces.begin_call(name, parent, self.store.clock().now());
+            // Where we record nothing, what follows goes on with the caller's trace, and nothing of it is recorded.
+            context = span.as_ref().map(Span::context).or(parent.map(TraceContext::unrecorded));
+            trace = span.map(|span| Box::new((traces.clone(), Arc::clone(&self.store), span)));
+        }
+        let running = Running::of(self.store.metrics(), name, is_stream, trace);
+        if let Some(context) = context {
+            request.extensions_mut().insert(context);
+        }
         let answered = answering(name, self.inner.call(request));
-        Box::pin(answered.map_ok(|response| match code(response.headers()) {
-            Some(code) => {
-                running.end(code);
-                response
-            }
-            // Not asked for frames any more.
-            None if http_body::Body::is_end_stream(response.body()) => {
-                running.end(Code::Unknown);
-                response
-            }
-            None => response.map(|body| Body::new(MeasuredBody { body, running })),
-        }))
+        Box::pin(answered.map_ok(|response| measured(response, running)))
     }
 }
+
+/// An answer whose end is counted.
+fn measured(response: Response<Body>, mut running: Running) -> Response<Body> {
+    match code(response.headers()) {
+        Some(code) => {
+            running.end(code);
+            response
+        }
+        // Not asked for frames any more.
+        None if http_body::Body::is_end_stream(response.body()) => {
+            running.end(Code::Unknown);
+            response
+        }
+        None => response.map(|body| Body::new(MeasuredBody { body, running })),
+    }
+}
+
+/// The trace that a call belongs to: one that is recorded here, or its caller's.
+pub(super) fn trace_of<T>(request: &tonic::Request<T>) -> Option<TraceContext> {
+    request.extensions().get().copied()
+}
+
+/// A span of a call, and where it is to be recorded.
+type Traced = (Traces, Arc<Store>, Span);
 
 /// A call under way. One that is dropped was given up by its caller.
 struct Running {
     call: Arc<Call>,
+    trace: Option<Box<Traced>>,
     /// `None` of a stream.
     began: Option<Instant>,
     has_ended: bool,
 }
 
 impl Running {
-    fn of(metrics: &Metrics, name: &'static str, is_stream: bool) -> Self {
-        Self { call: metrics.calls.of(name), began: (!is_stream).then(Instant::now), has_ended: false }
+    fn of(metrics: &Metrics, name: &'static str, is_stream: bool, trace: Option<Box<Traced>>) -> Self {
+        Self { call: metrics.calls.of(name), trace, began: (!is_stream).then(Instant::now), has_ended: false }
     }
 
     fn end(&mut self, code: Code) {
         if !std::mem::replace(&mut self.has_ended, true) {
             self.call.end(code as usize, self.began.map(|began| began.elapsed()));
+            if let Some((traces, store, span)) = self.trace.take().map(|traced| *traced) {
+                let span = span.with("rpc.system", "grpc").with("rpc.grpc.status_code", i64::from(code as i32));
+                let is_ours = matches!(code, Code::Unknown | Code::Internal | Code::Unavailable | Code::DataLoss);
+                let span = if is_ours { span.failed(code.description()) } else { span };
+                traces.end(span, store.clock().now());
+            }
         }
     }
 }
@@ -97,19 +131,32 @@ impl Drop for Running {
     }
 }
 
-/// What a path is counted as, and whether it is a stream. Callers make paths up: those of no call are all one.
-fn name(path: &str) -> (&'static str, bool) {
+/// What a path is counted as.
+struct Named {
+    name: &'static str,
+    is_stream: bool,
+    /// Whether it is a call of the contract: those are traced.
+    is_call: bool,
+}
+
+/// Callers make paths up: those of no call are all one.
+fn name(path: &str) -> Named {
+    let other = |name, is_stream| Named { name, is_stream, is_call: false };
     match path.strip_prefix('/').and_then(|path| path.split_once('/')) {
-        Some(("hooklane.v1.WebhookService", name)) => {
-            Method::named(name).map_or((OTHER, false), |method| (method.name(), method.is_streaming()))
-        }
-        Some(("grpc.health.v1.Health", "Check")) => ("Health/Check", false),
-        Some(("grpc.health.v1.Health", "Watch")) => ("Health/Watch", true),
-        Some((service, _)) if service.starts_with("grpc.reflection.") => ("ServerReflection", true),
-        _ => (OTHER, false),
+        Some(("hooklane.v1.WebhookService", name)) => Method::named(name).map_or(other(OTHER, false), |method| Named {
+            name: method.name(),
+            is_stream: method.is_streaming(),
+            is_call: true,
+        }),
+        Some(("grpc.health.v1.Health", "Check")) => other("Health/Check", false),
+        Some(("grpc.health.v1.Health", "Watch")) => other("Health/Watch", true),
+        Some((service, _)) if service.starts_with("grpc.reflection.") => other("ServerReflection", true),
+        _ => other(OTHER, false),
     }
 }
 
+/// Of W3C's trace context.
+const TRACEPARENT: &str = "traceparent";
 const OTHER: &str = "other";
 
 fn code(headers: &HeaderMap) -> Option<Code> {
@@ -153,7 +200,6 @@ impl http_body::Body for MeasuredBody {
 mod tests {
     use futures::stream;
     use http_body_util::{BodyExt as _, StreamBody};
-    use tower::service_fn;
 
     use super::*;
 
@@ -161,12 +207,9 @@ mod tests {
 
     /// What a call to `path` that is answered so is counted as.
     async fn counted(path: &str, answer: Response<Body>, reads: bool) -> String {
-        let metrics = Arc::new(Metrics::new(0).expect("metrics"));
-        let mut answer = Some(answer);
-        let inner = service_fn(move |_: Request<Body>| std::future::ready(Ok(answer.take().expect("one call"))));
-        let mut service = Measured(Arc::clone(&metrics)).layer(inner);
-        let response = service.call(Request::builder().uri(path).body(Body::empty()).expect("a request")).await;
-        let body = response.expect("an answer").into_body();
+        let metrics = Metrics::new(0).expect("metrics");
+        let Named { name, is_stream, .. } = name(path);
+        let body = measured(answer, Running::of(&metrics, name, is_stream, None)).into_body();
         if reads {
             let _ = body.collect().await;
         } else {

@@ -10,6 +10,7 @@ use super::proto::publish_batch_result::Result as BatchResult;
 use super::service::Webhooks;
 use crate::domain::Problem;
 use crate::domain::event::NewEvent;
+use crate::domain::trace::TraceContext;
 use crate::store::{PublishError, Published};
 
 /// Events in one batch.
@@ -21,8 +22,9 @@ impl Webhooks {
         &self,
         caller: &Caller,
         request: proto::PublishRequest,
+        trace: Option<TraceContext>,
     ) -> Result<proto::PublishResponse, Status> {
-        let event = self.checked(caller, request, Violations::new())?;
+        let event = NewEvent { trace, ..self.checked(caller, request, Violations::new())? };
         to_response(self.services.publisher.publish(event).await, Violations::new())
     }
 
@@ -31,6 +33,7 @@ impl Webhooks {
         &self,
         caller: &Caller,
         request: proto::PublishBatchRequest,
+        trace: Option<TraceContext>,
     ) -> Result<proto::PublishBatchResponse, Status> {
         let count = request.requests.len();
         if !(1..=BATCH_MAX).contains(&count) {
@@ -44,7 +47,8 @@ impl Webhooks {
         let mut events = Vec::with_capacity(count);
         let checked: Vec<Result<(), Status>> = (request.requests.into_iter().enumerate())
             .map(|(place, request)| {
-                events.push(self.checked(caller, request, Violations::of_request(place))?);
+                let event = self.checked(caller, request, Violations::of_request(place))?;
+                events.push(NewEvent { trace, ..event });
                 Ok(())
             })
             .collect();

@@ -131,7 +131,7 @@ pub async fn serve(
         .accept_http1(true)
         .layer(cors())
         .layer(GrpcWebLayer::new())
-        .layer(Measured(Arc::clone(services.store.metrics())))
+        .layer(Measured(Arc::clone(&services.store)))
         .layer(Guard(door))
         .layer(limits)
         .add_routes(routes(services, config, limits, &health, &shutdown))

@@ -8,6 +8,7 @@ use tonic::{Request, Response, Status};
 
 use super::auth::admitted;
 use super::connection::ConnectionInfo;
+use super::measured::trace_of;
 use super::proto::webhook_service_server::WebhookService;
 use super::proto::*;
 use super::replays::ReplayStream;
@@ -92,13 +93,15 @@ impl WebhookService for Webhooks {
     }
 
     async fn publish(&self, request: Request<PublishRequest>) -> Answer<PublishResponse> {
+        let trace = trace_of(&request);
         let (caller, request) = admitted(request)?;
-        self.publish_one(&caller, request).await.map(Response::new)
+        self.publish_one(&caller, request, trace).await.map(Response::new)
     }
 
     async fn publish_batch(&self, request: Request<PublishBatchRequest>) -> Answer<PublishBatchResponse> {
+        let trace = trace_of(&request);
         let (caller, request) = admitted(request)?;
-        self.publish_many(&caller, request).await.map(Response::new)
+        self.publish_many(&caller, request, trace).await.map(Response::new)
     }
 
     async fn get_event(&self, request: Request<GetEventRequest>) -> Answer<GetEventResponse> {

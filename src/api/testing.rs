@@ -62,6 +62,7 @@ impl Webhooks {
     fn test_event(&self, endpoint: &Endpoint, event_type: String, payload: Bytes) -> Event {
         Event {
             schedule: Default::default(),
+            trace: None,
             id: EventId::from_uuid(self.services.store.clock().new_uuid()),
             tenant: endpoint.tenant.clone(),
             event_type: EventType::from_stored(event_type),
@@ -91,6 +92,7 @@ impl Webhooks {
             format: endpoint.spec.payload_format,
             attempt: 1,
             now,
+            trace: None,
         };
         let sent = self.services.egress.headers(&outgoing);
         let result = self.services.egress.send(outgoing).await;

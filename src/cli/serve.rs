@@ -62,11 +62,6 @@ pub(super) fn environment(profile: Profile) -> BTreeMap<String, String> {
 
 /// Starts a replica and says so.
 pub(super) async fn start(config: Config) -> Result<App, Failure> {
-    if let Some(name) =
-        std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()).find(|n| n.starts_with("OTEL_"))
-    {
-        tracing::warn!("{name} is set, but traces are not exported yet");
-    }
     let app = App::start(config).await.map_err(start_failure)?;
     let grpc = app.grpc_addr().map_or_else(|| "none".to_owned(), |addr| addr.to_string());
     super::say(&format!("ready grpc={grpc} ops={}", app.ops_addr()))?;
@@ -76,7 +71,7 @@ pub(super) async fn start(config: Config) -> Result<App, Failure> {
 pub(super) fn start_failure(error: StartError) -> Failure {
     match error {
         StartError::Store(error) => connect_failure(&error),
-        StartError::Bind { .. } | StartError::Tls(_) => Failure::usage(error.to_string()),
+        StartError::Bind { .. } | StartError::Tls(_) | StartError::Traces(_) => Failure::usage(error.to_string()),
         StartError::Egress(error) => Failure::internal(error.to_string()),
     }
 }

@@ -237,6 +237,11 @@ impl Reader {
         parse(&text).map_err(|problem| self.source.problems.push(refused(problem))).ok()
     }
 
+    /// Something else that is wrong.
+    pub(super) fn report(&mut self, problem: String) {
+        self.source.problems.push(problem);
+    }
+
     /// The configuration, unless anything was wrong.
     pub(super) fn finish<T>(self, config: Option<T>) -> Result<T, SettingProblems> {
         config.filter(|_| self.source.problems.is_empty()).ok_or(SettingProblems(self.source.problems))

@@ -14,6 +14,7 @@ use super::id::{EndpointId, EventId};
 use super::pattern::EventType;
 use super::schedule::Schedule;
 use super::secret::Secret;
+use super::trace::TraceContext;
 
 /// A published event as the database holds it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,13 +37,16 @@ pub struct Event {
     pub source: Option<Source>,
     /// When and in what order it is delivered.
     pub schedule: Schedule,
+    /// The trace it belongs to, and the span that published it.
+    pub trace: Option<TraceContext>,
 }
 
 impl Event {
     /// The id by which everything that belongs to it is found in logs and traces, as receivers are told it: 32
-    /// hexadecimal digits.
+    /// hexadecimal digits. Where no trace came with it, it is its own.
     pub fn trace_id(&self) -> impl fmt::Display + use<> {
-        self.id.uuid().simple()
+        let id = self.trace.map_or_else(|| self.id.uuid().as_u128(), TraceContext::trace_id);
+        fmt::from_fn(move |f| write!(f, "{id:032x}"))
     }
 }
 
@@ -69,6 +73,8 @@ pub struct NewEvent {
     pub inline_endpoint: Option<Arc<InlineEndpoint>>,
     /// When and in what order it is delivered.
     pub schedule: Schedule,
+    /// The trace it belongs to, and the span that publishes it.
+    pub trace: Option<TraceContext>,
 }
 
 /// An address to deliver to that nobody registered. It is kept as an unlisted endpoint, one for each tenant, URL and
@@ -111,6 +117,7 @@ impl NewEvent {
             metadata: self.metadata,
             source: self.source,
             schedule: self.schedule,
+            trace: self.trace,
         }
     }
 }
@@ -130,6 +137,7 @@ pub(super) mod tests {
             metadata: BTreeMap::new(),
             source: None,
             schedule: Schedule::default(),
+            trace: None,
         }
     }
 }

@@ -30,6 +30,7 @@ pub mod secret;
 pub mod signature;
 pub mod time;
 pub mod tls;
+pub mod trace;
 pub mod url;
 pub mod verification;
 

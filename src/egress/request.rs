@@ -23,6 +23,7 @@ use crate::domain::id::DeliveryId;
 use crate::domain::signature::Signer;
 use crate::domain::time::Timestamp;
 use crate::domain::tls::TlsOptions;
+use crate::domain::trace::TraceContext;
 use crate::domain::url::EndpointUrl;
 
 const X_WEBHOOK_ID: HeaderName = HeaderName::from_static("x-webhook-id");
@@ -131,11 +132,13 @@ pub struct Outgoing<'a> {
     pub attempt: u32,
     /// The time that is signed.
     pub now: Timestamp,
+    /// What the receiver's spans belong to; `None` for a trace of the event's own that nobody records.
+    pub trace: Option<TraceContext>,
 }
 
 /// The request an endpoint receives.
 pub(super) fn assemble(outgoing: &Outgoing<'_>, user_agent: &HeaderValue) -> Request<Body> {
-    let Outgoing { target, event, delivery_id, format, attempt, now } = *outgoing;
+    let Outgoing { target, event, delivery_id, format, attempt, now, trace } = *outgoing;
     let body = body::render(event, format);
     let event_id = event.id.to_string();
     let signature = target.signer.sign(&event_id, now, &body.bytes);
@@ -163,7 +166,7 @@ pub(super) fn assemble(outgoing: &Outgoing<'_>, user_agent: &HeaderValue) -> Req
         (X_WEBHOOK_TIMESTAMP, format_args!("{}", now.seconds())),
         (X_WEBHOOK_ATTEMPT, format_args!("{attempt}")),
         (IDEMPOTENCY_KEY, format_args!("{key}")),
-        (TRACEPARENT, format_args!("{}", Traceparent { event, delivery_id, attempt })),
+        (TRACEPARENT, format_args!("{}", Traceparent { trace, event, delivery_id, attempt })),
     ] {
         if let Some(value) = values.write(value) {
             headers.insert(name, value);
@@ -192,9 +195,10 @@ impl Values {
     }
 }
 
-/// A W3C trace context of our own: the event's id is the trace, so all deliveries and attempts of an event correlate; the
-/// span tells them apart. Not sampled: we record no trace of it.
+/// The given trace context, or one of our own: the event's id is the trace, so all deliveries and attempts of an event
+/// correlate; the span tells them apart. Not sampled: we record no trace of it.
 struct Traceparent<'a> {
+    trace: Option<TraceContext>,
     event: &'a Event,
     delivery_id: DeliveryId,
     attempt: u32,
@@ -202,6 +206,9 @@ struct Traceparent<'a> {
 
 impl fmt::Display for Traceparent<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(trace) = self.trace {
+            return trace.fmt(f);
+        }
         let (_, low) = self.delivery_id.uuid().as_u64_pair();
         // All zeros is not a span id.
         let span = (low ^ u64::from(self.attempt)).max(1);
@@ -254,6 +261,7 @@ mod tests {
                 metadata: Default::default(),
                 source: None,
                 schedule: Default::default(),
+                trace: None,
             };
             let user_agent = HeaderValue::from_static("hooklane/0");
             let request = |attempt, seconds: i64| {
@@ -264,6 +272,7 @@ mod tests {
                     format: PayloadFormat::Envelope,
                     attempt,
                     now: Timestamp::from_micros(seconds * 1_000_000),
+                    trace: None,
                 };
                 parts(assemble(&outgoing, &user_agent))
             };

@@ -9,7 +9,7 @@ use super::Shared;
 use super::claims::release;
 use super::judge::Judgement;
 use super::roster::Prepared;
-use super::told;
+use super::{spans, told};
 use crate::domain::attempt::AttemptOutcome;
 use crate::domain::delivery::{Decision, LOST_ATTEMPTS_MAX, Unsent, is_endpoints_doing, lane_hold, settle, unsent};
 use crate::domain::event::Event;
@@ -17,6 +17,7 @@ use crate::domain::id::EndpointId;
 use crate::domain::time::Timestamp;
 use crate::egress::Outgoing;
 use crate::store::{AttemptRecord, CANCELED_REASON, Claimed, Completion, Settlement};
+use crate::telemetry::traces::Span;
 
 /// A claim with everything its request needs.
 pub(super) struct Ready {
@@ -58,18 +59,26 @@ pub(super) async fn run(shared: Arc<Shared>, ready: Ready, ended: mpsc::Unbounde
         return shared.record(completion_without_request(&ready.claimed, settlement), None).await;
     }
     let Ready { claimed, endpoint, event, .. } = ready;
+    let now = shared.store.clock().now();
+    let span = spans::begin_attempt(&shared, &claimed, &event, &endpoint.target, now);
     let outgoing = Outgoing {
         target: &endpoint.target,
         event: &event,
         delivery_id: claimed.id,
         format: claimed.format,
         attempt: claimed.attempt,
-        now: shared.store.clock().now(),
+        now,
+        // Where we record nothing, the receiver goes on with the publisher's trace.
+        trace: span.as_ref().map(Span::context).or(event.trace),
     };
     let under_way = &shared.store.metrics().requests_in_flight;
     under_way.inc();
     let result = shared.egress.send(outgoing).await;
     under_way.dec();
+    let trace = span.as_ref().map(Span::context);
+    if let Some(span) = span {
+        spans::end_attempt(&shared, span, &result);
+    }
     let is_success = is_endpoints_doing(result.outcome).then_some(result.outcome == AttemptOutcome::Succeeded);
     // The scheduler may have ended already; then nobody needs the room.
     let _ = ended.send(Ended {
@@ -98,6 +107,7 @@ pub(super) async fn run(shared: Arc<Shared>, ready: Ready, ended: mpsc::Unbounde
             url: Arc::clone(&endpoint.shown_url),
             result,
             is_operational: event.event_type.is_operational(),
+            trace,
         }),
         settlement,
         order_key: claimed.order_key,

@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::Shared;
 use super::attempt::{self, Ready};
 use super::roster::Current;
+use super::{Shared, spans};
 use crate::domain::id::EndpointId;
 use crate::store::{self, Claimed, Claims, Elsewhere, LEASE, LaneRequest};
 
@@ -38,7 +38,7 @@ pub(super) async fn claim(shared: &Shared, asked: &mut [LaneRequest], unsure: &[
         let held = counts.get(&request.endpoint).copied().unwrap_or_default();
         request.held += u32::try_from(held).unwrap_or(u32::MAX / 2);
     }
-    let start_by = Instant::now() + LEASE - START_MARGIN;
+    let (began, start_by) = (shared.store.clock().now(), Instant::now() + LEASE - START_MARGIN);
     let Claims { mut claimed, refused } = shared.store.claim(asked).await?;
     if claimed.is_empty() {
         return Ok(Done { elsewhere, refused, ..Done::default() });
@@ -49,6 +49,7 @@ pub(super) async fn claim(shared: &Shared, asked: &mut [LaneRequest], unsure: &[
                 let is_back = |one: &mut Claimed| unreadable.contains(&one.endpoint) && is_sendable(one);
                 release(shared, claimed.extract_if(.., is_back).collect()).await;
             }
+            spans::of_claim(shared, &ready, began);
             Ok(Done { claimed, ready, elsewhere, refused, unreadable })
         }
         Err(error) => {

@@ -16,6 +16,7 @@ mod lane;
 mod leases;
 mod roster;
 mod scheduler;
+mod spans;
 mod told;
 
 use std::sync::Arc;

@@ -128,7 +128,7 @@ order by number, time";
 
 const EVENT: &str = "
 select id, tenant, event_type, payload, content_type, idempotency_key, metadata, cloudevents_source, priority,
-       ordering_key, deliver_time, expire_time
+       ordering_key, deliver_time, expire_time, trace
 from events where id = $1";
 
 impl Store {

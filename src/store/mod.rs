@@ -42,11 +42,12 @@ mod secrets;
 mod stats;
 mod tail;
 mod tallies;
+mod trace;
 mod turns;
 mod types;
 mod vault;
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use rand::TryRng as _;
@@ -100,6 +101,7 @@ use self::tallies::Tallies;
 use self::vault::Vault;
 use crate::domain::id::EndpointId;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::traces::Traces;
 
 /// What a replica does: either, or both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -138,6 +140,7 @@ pub struct Store {
     stats: Stats,
     dead_counts: DeadCounts,
     metrics: Arc<Metrics>,
+    traces: OnceLock<Traces>,
     /// Names this process in attempts.
     replica: String,
     /// The row in `replicas` without which claims of this process give nothing; `None` while it never joined the others:
@@ -181,6 +184,7 @@ impl Store {
             stats: Stats::new(clock.new_uuid()),
             dead_counts: DeadCounts::default(),
             metrics,
+            traces: OnceLock::new(),
             replica: config.replica.clone(),
             claims_as: RwLock::default(),
             hints: Hints::default(),
@@ -204,6 +208,16 @@ impl Store {
     /// What this replica counts and measures.
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
+    }
+
+    /// Has what is done for events recorded from now on.
+    pub fn trace_into(&self, traces: Traces) {
+        let _ = self.traces.set(traces);
+    }
+
+    /// Where what is done for events is recorded; `None` where it is not.
+    pub fn traces(&self) -> Option<&Traces> {
+        self.traces.get()
     }
 
     /// The API keys.

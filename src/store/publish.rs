@@ -2,6 +2,8 @@
 //!
 //! Requests queue up while a commit is under way and the next commit takes all of them; a caller alone waits for no
 //! company. A batch that a row spoils is halved until the row stands alone. Filters are asked before an event is queued.
+//!
+//! The file is long because the queue, the committer and what it answers are read together.
 
 mod filters;
 mod plan;
@@ -25,6 +27,7 @@ use super::error::Error;
 use super::{Due, Store};
 use crate::domain::event::NewEvent;
 use crate::domain::id::{DeliveryId, EndpointId, EventId};
+use crate::domain::time::Timestamp;
 
 /// What a publish made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -331,13 +334,14 @@ async fn write_halving(store: &Store, batch: Vec<Plan>) -> Vec<Waiting> {
     let mut again = Vec::new();
     let mut batches = vec![batch];
     while let Some(mut batch) = batches.pop() {
+        let began = store.clock.now();
         match write(store, &batch).await {
             Ok(Written::All { at, lost }) => {
                 // From the back, so that removing one leaves the places of the others.
                 for place in lost.into_iter().rev() {
                     again.push(batch.swap_remove(place).waiting);
                 }
-                finish(store, batch, at);
+                finish(store, batch, began, at);
             }
             Ok(Written::NothingMatchedAnew) => again.extend(batch.into_iter().map(|plan| plan.waiting)),
             Err(Error::Conflict(_)) => again.extend(batch.into_iter().map(|plan| plan.waiting)),
@@ -353,7 +357,7 @@ async fn write_halving(store: &Store, batch: Vec<Plan>) -> Vec<Waiting> {
 }
 
 /// Answers a committed batch and tells who else should know.
-fn finish(store: &Store, batch: Vec<Plan>, at: crate::domain::time::Timestamp) {
+fn finish(store: &Store, batch: Vec<Plan>, began: Timestamp, at: Timestamp) {
     let mut due: Vec<Due> = Vec::new();
     let mut queued: Vec<EndpointId> = Vec::new();
     let mut refused: Vec<EndpointId> = Vec::new();
@@ -377,6 +381,7 @@ fn finish(store: &Store, batch: Vec<Plan>, at: crate::domain::time::Timestamp) {
         // A caller that has gone away misses its answer; the event stands.
         let _ = waiting.reply.send(Ok(published));
     }
+    store.trace_committed(&committed, began);
     store.metrics.events.count(committed.iter().map(|event| event.event_type.as_str()));
     // Before the hint: who claims at once finds them.
     store.recent.keep(committed);

@@ -30,6 +30,7 @@ use crate::domain::id::{DeliveryId, EndpointId, EventId};
 use crate::domain::pattern::EventType;
 use crate::domain::schedule::{Priority, Schedule};
 use crate::domain::time::Timestamp;
+use crate::domain::trace::TraceContext;
 
 /// How long a claim holds unless it is renewed: so long that two renewals may fail, and so short that what a killed
 /// replica had in flight goes on elsewhere within 15 s.
@@ -198,7 +199,7 @@ from lanes where not is_known";
 /// Reads by `events_pkey`; the bounds leave out the days' partitions that hold none of the ids.
 const PAYLOADS: &str = "
 select id, tenant, event_type, payload, content_type, idempotency_key, metadata, cloudevents_source, priority,
-       ordering_key, deliver_time, expire_time
+       ordering_key, deliver_time, expire_time, trace
 from events where id = any($1) and id >= $2 and id <= $3";
 
 /// A HOT update: no indexed column changes.
@@ -404,5 +405,6 @@ pub(super) fn read_event(row: &PgRow) -> Result<Event> {
             deliver_time: row.try_get::<Option<PgTime>, _>(10)?.map(|time| time.0),
             expire_time: row.try_get::<Option<PgTime>, _>(11)?.map(|time| time.0),
         },
+        trace: row.try_get::<Option<&[u8]>, _>(12)?.and_then(TraceContext::from_bytes),
     })
 }

@@ -74,6 +74,7 @@ mod tests {
             metadata: Default::default(),
             source: None,
             schedule: Default::default(),
+            trace: None,
         }
     }
 

@@ -70,6 +70,8 @@ pub struct Metrics {
     pub guard_refusals: IntCounter,
     /// Filters that failed.
     pub filter_errors: IntCounter,
+    /// Spans that were not sent.
+    pub spans_dropped: IntCounter,
     /// gRPC calls.
     pub calls: Calls,
 }
@@ -175,6 +177,7 @@ impl Metrics {
             database_up: make.gauge("webhook_database_up")?,
             guard_refusals: make.counter("webhook_guard_refusals_total")?,
             filter_errors: make.counter("webhook_filter_errors_total")?,
+            spans_dropped: make.counter("webhook_spans_dropped_total")?,
             calls: Calls::new(
                 make.counters("webhook_grpc_requests_total")?,
                 make.histograms("webhook_grpc_request_duration_seconds")?,

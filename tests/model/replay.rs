@@ -309,6 +309,7 @@ fn completion(model: &Protocol, claimed: &Claimed, claim: &Claim, answer: Option
         url: "http://127.0.0.1:9/".into(),
         result: answer.result(),
         is_operational: false,
+        trace: None,
     });
     Completion {
         id: claimed.id,
@@ -359,5 +360,6 @@ fn event(endpoint_ids: Vec<EndpointId>) -> NewEvent {
         source: None,
         inline_endpoint: None,
         schedule: Default::default(),
+        trace: None,
     }
 }

@@ -34,6 +34,7 @@ mod stats;
 mod streaming;
 mod testing;
 mod tls;
+mod tracing;
 mod unbuilt;
 mod verifying;
 

@@ -61,6 +61,7 @@ pub(crate) fn event(event_type: &str) -> NewEvent {
         endpoint_ids: Vec::new(),
         inline_endpoint: None,
         schedule: Default::default(),
+        trace: None,
     }
 }
 

@@ -85,6 +85,7 @@ pub(in crate::api) fn from_proto(
                 endpoint_ids,
                 inline_endpoint,
                 schedule,
+                trace: None,
             })
         }
         _ => Err(v.into_status()),

@@ -118,6 +118,7 @@ fn operational(tenant: &Tenant, event_type: &str, data: &Value, key: String) -> 
         schedule: Schedule::default(),
         endpoint_ids: Vec::new(),
         inline_endpoint: None,
+        trace: None,
     }
 }
 

@@ -28,6 +28,7 @@ fn event(payload: &str, content_type: &str) -> NewEvent {
         endpoint_ids: Vec::new(),
         inline_endpoint: None,
         schedule: Default::default(),
+        trace: None,
     }
 }
 

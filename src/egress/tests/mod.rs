@@ -76,11 +76,20 @@ fn event(payload: impl Into<Bytes>) -> Event {
         idempotency_key: None,
         metadata: BTreeMap::from([("never".to_owned(), "sent".to_owned())]),
         source: None,
+        trace: None,
     }
 }
 
 fn outgoing<'a>(target: &'a Target, event: &'a Event) -> Outgoing<'a> {
-    Outgoing { target, event, delivery_id: delivery_id(), format: PayloadFormat::Envelope, attempt: 3, now: NOW }
+    Outgoing {
+        target,
+        event,
+        delivery_id: delivery_id(),
+        format: PayloadFormat::Envelope,
+        attempt: 3,
+        now: NOW,
+        trace: None,
+    }
 }
 
 fn delivery_id() -> DeliveryId {

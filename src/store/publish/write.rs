@@ -10,6 +10,7 @@ use super::plan::{Plan, PlannedDelivery};
 use crate::domain::cloudevents::Source;
 use crate::domain::schedule::Priority;
 use crate::domain::time::Timestamp;
+use crate::domain::trace::TraceContext;
 use crate::store::error::Result;
 use crate::store::order::OrderKey;
 use crate::store::stats::Event;
@@ -35,13 +36,13 @@ with stale as materialized (
   where m.version <> coalesce((select t.config_version from tenants t where t.tenant = m.tenant), 0)
 ), new_events as (
   insert into events (id, tenant, event_type, payload, content_type, idempotency_key, metadata, cloudevents_source,
-                      priority, ordering_key, deliver_time, expire_time)
+                      priority, ordering_key, deliver_time, expire_time, trace)
   select e.id, e.tenant, e.event_type, e.payload, e.content_type, e.idempotency_key, e.metadata, e.cloudevents_source,
-         coalesce(e.priority, 2), e.ordering_key, e.deliver_time, e.expire_time
+         coalesce(e.priority, 2), e.ordering_key, e.deliver_time, e.expire_time, e.trace
   from unnest($3::uuid[], $4::text[], $5::text[], $6::bytea[], $7::text[], $8::text[], $9::jsonb[], $16::text[],
-              $17::smallint[], $18::text[], $19::timestamptz[], $20::timestamptz[])
+              $17::smallint[], $18::text[], $19::timestamptz[], $20::timestamptz[], $26::bytea[])
     as e (id, tenant, event_type, payload, content_type, idempotency_key, metadata, cloudevents_source,
-          priority, ordering_key, deliver_time, expire_time)
+          priority, ordering_key, deliver_time, expire_time, trace)
   where not exists (select from stale)
 ), queued as (
   insert into outstanding (id, endpoint_id, event_id, due_at, state, priority, payload_format, tenant, event_type,
@@ -182,6 +183,7 @@ async fn publish<'b>(
         .bind(sparse(rows.expire_at))
         .bind(sparse(rows.order_keys))
         .bind(sparse(rows.parked))
+        .bind(sparse(events.iter().map(|plan| plan.waiting.event.trace.map(TraceContext::to_bytes))))
         .fetch_one(connection)
         .await?;
     Ok(PublishedBatch { at: row.try_get::<PgTime, _>("at")?.0, stale: row.try_get("stale")? })

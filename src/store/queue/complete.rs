@@ -19,6 +19,7 @@ use crate::domain::delivery::{DeliveryState, is_endpoints_doing};
 use crate::domain::endpoint::HEALTH_ALPHA;
 use crate::domain::id::{DeliveryId, EndpointId};
 use crate::domain::time::Timestamp;
+use crate::domain::trace::TraceContext;
 use crate::store::error::Result;
 use crate::store::stats::Event;
 use crate::store::types::{PgTime, count, headers_to_text, micros};
@@ -56,6 +57,8 @@ pub struct AttemptRecord {
     pub result: AttemptResult,
     /// Whether its event is an operational one, whose failures no operational event tells of.
     pub is_operational: bool,
+    /// Its span, where it is recorded.
+    pub trace: Option<TraceContext>,
 }
 
 /// Where a delivery goes from here.
@@ -218,7 +221,7 @@ impl Store {
     }
 
     async fn complete_batch(&self, batch: &[Completion], settled: &mut Settled) -> Result<()> {
-        let began = Instant::now();
+        let (began, began_at) = (Instant::now(), self.clock.now());
         if batch.iter().all(|one| one.order_key.is_none()) {
             let rows = write(&self.engine, batch).await?;
             settled.take_in(&rows, batch);
@@ -233,6 +236,7 @@ impl Store {
         let now = self.clock.now();
         self.metrics.completions.observe(began.elapsed(), batch.len());
         measure::count_completed(&self.metrics, batch, &settled.won, now);
+        self.trace_completed(batch, &settled.won, began_at);
         let won = batch.iter().filter(|one| settled.won.contains(&one.id));
         self.stats.count(now, won.map(|one| (one.endpoint, one.event(now))));
         self.backlog.change(settled.ended.drain(..).map(|endpoint| (endpoint, -1)));

@@ -182,6 +182,12 @@ pub(super) const FAMILIES: &[Family] = &[
         help: "This replica's requests to receivers that are under way.",
     },
     Family {
+        name: "webhook_spans_dropped_total",
+        kind: Kind::Counter,
+        labels: &[],
+        help: "Spans of traces that the collector did not take, or that came faster than it took them.",
+    },
+    Family {
         name: "webhook_stream_lag_seconds",
         kind: Kind::Gauge,
         labels: &[],
