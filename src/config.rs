@@ -287,6 +287,38 @@ mod tests {
     }
 
     #[test]
+    fn a_setting_that_is_misspelt_is_told_with_the_one_that_was_meant() {
+        let told = |name: &str| load(Profile::Dev, &[(name, "1")]).expect_err("unknown").to_string();
+        for (name, meant) in [
+            ("HOOKLANE_GRCP_ADDR", "HOOKLANE_GRPC_ADDR"),
+            ("HOOKLANE_SHUTDOWN_GRACES", "HOOKLANE_SHUTDOWN_GRACE"),
+            ("HOOKLANE_RETENTION_DEADLETTERS", "HOOKLANE_RETENTION_DEAD_LETTERS"),
+        ] {
+            assert_eq!(
+                told(name),
+                format!("{name}: is an unknown setting; is {meant} meant? `hooklane settings` has all")
+            );
+        }
+        assert!(!told("HOOKLANE_COLOUR").contains("meant"));
+    }
+
+    /// What is a text of any kind, or of a kind that this is.
+    const FREE: &[&str] = &["tls.cert_file", "tls.key_file", "tls.client_ca_file", "cloudevents.source"];
+
+    #[test]
+    fn nonsense_is_refused_by_every_setting_with_its_name_and_what_is_allowed() {
+        for setting in SETTINGS.iter().filter(|setting| !FREE.contains(&setting.key)) {
+            let variable = setting.variable();
+            let words = load(Profile::Dev, &[(variable.as_str(), "=?!")]).expect_err(setting.key).to_string();
+            assert!(words.starts_with(&format!("{variable}: ")), "{words}");
+            let is_shown = setting.built == Built::Yes && !setting.is_secret;
+            assert_eq!(words.contains("\"=?!\""), is_shown, "{words}");
+            let says = ["allowed", " neither ", " from ", "not built yet"];
+            assert!(says.iter().any(|part| words.contains(part)), "{words}");
+        }
+    }
+
+    #[test]
     fn retries_are_read_from_the_file() {
         let file = tempfile::NamedTempFile::new().expect("a file");
         let text =

@@ -86,7 +86,9 @@ impl Source {
         for (key, value) in found {
             let name = format!("{key} in {}", path.display());
             match (Setting::find(&key), value) {
-                (None, _) => self.problems.push(format!("{name}: is an unknown setting")),
+                (None, _) => {
+                    self.problems.push(format!("{name}: is an unknown setting{}", nearest(&key, Setting::file_key)))
+                }
                 (Some(known), Some(text)) => self.add(known, name, text),
                 (Some(_), None) => {
                     self.problems.push(format!("{name}: is neither a text, a number, a truth value nor a list"))
@@ -110,7 +112,8 @@ impl Source {
                     Err(error) => self.problems.push(format!("{name}: {text} cannot be read: {error}")),
                 }
             } else if name.starts_with("HOOKLANE_") && !is_for_others(&name) {
-                self.problems.push(format!("{name}: is an unknown setting"));
+                let nearest = nearest(&name, Setting::variable);
+                self.problems.push(format!("{name}: is an unknown setting{nearest}"));
             }
         }
     }
@@ -122,6 +125,24 @@ impl Source {
             }
             Built::No => self.problems.push(format!("{name}: is not built yet; leave it out")),
         }
+    }
+}
+
+/// What was meant, perhaps, and where all of them are.
+fn nearest<T: AsRef<str>>(name: &str, name_of: impl Fn(&'static Setting) -> T) -> String {
+    // One letter in four may be wrong; two that changed places are one.
+    const LIKE: f64 = 0.75;
+    let own = |name: &str| name.strip_prefix("HOOKLANE_").unwrap_or(name).to_owned();
+    let like = |setting: &'static Setting| {
+        let known = name_of(setting);
+        (strsim::normalized_damerau_levenshtein(&own(name), &own(known.as_ref())), known)
+    };
+    let best = SETTINGS.iter().map(like).max_by(|(one, _), (other, _)| one.total_cmp(other));
+    match best {
+        Some((likeness, known)) if likeness > LIKE => {
+            format!("; is {} meant? `hooklane settings` has all", known.as_ref())
+        }
+        _ => "; `hooklane settings` has all there are".to_owned(),
     }
 }
 
