@@ -164,6 +164,10 @@ async fn purge(mut client: Client, args: PurgeArgs, json: bool) -> Result<(), Fa
         return say(&to_json(&whole)?);
     }
     match args.force {
+        // Others may have removed or retried the rest meanwhile; the caller has to know.
+        true if whole.deleted < whole.matched => {
+            say(&format!("{} of {} dead letters are removed", count(whole.deleted), count(whole.matched)))
+        }
         true => say(&format!("{} dead letters are removed", count(whole.deleted))),
         false => {
             say(&format!("{} dead letters match; none was removed", count(whole.matched)))?;

@@ -2,6 +2,7 @@
 //!
 //! A command is a module with `Args` (clap) and `run(args)`. What a command does belongs into its module, not here.
 
+pub mod alert;
 pub mod bench;
 pub mod check_config;
 mod client;
@@ -11,6 +12,7 @@ pub mod demo;
 pub mod dev;
 pub mod dlq;
 pub mod endpoint;
+pub mod event;
 mod flags;
 pub mod health;
 pub mod key;
@@ -76,9 +78,11 @@ enum Command {
     Keys(keys::Args),
     Endpoint(Box<endpoint::Args>),
     Publish(Box<publish::Args>),
+    Event(Box<event::Args>),
     Delivery(Box<delivery::Args>),
     Dlq(Box<dlq::Args>),
     Replay(Box<replay::Args>),
+    Alert(Box<alert::Args>),
     Stats(Box<stats::Args>),
     Tail(Box<tail::Args>),
     Top(Box<top::Args>),
@@ -106,9 +110,11 @@ impl Cli {
             Command::Keys(args) => keys::run(args).await,
             Command::Endpoint(args) => endpoint::run(*args).await,
             Command::Publish(args) => publish::run(*args).await,
+            Command::Event(args) => event::run(*args).await,
             Command::Delivery(args) => delivery::run(*args).await,
             Command::Dlq(args) => dlq::run(*args).await,
             Command::Replay(args) => replay::run(*args).await,
+            Command::Alert(args) => alert::run(*args).await,
             Command::Stats(args) => stats::run(*args).await,
             Command::Tail(args) => tail::run(*args).await,
             Command::Top(args) => top::run(*args).await,

@@ -1,5 +1,6 @@
 //! The command line for people, as programs of their own against a running service: what they do, print and exit with.
 
+mod alerting;
 mod calling;
 mod checking;
 mod completing;

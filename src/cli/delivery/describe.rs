@@ -8,7 +8,7 @@ use crate::cli::{Failure, say};
 const PREVIEW_CHARS: usize = 200;
 
 /// A state, in its colour.
-pub(in crate::cli) fn state(state: DeliveryState) -> Cell {
+fn state(state: DeliveryState) -> Cell {
     let paint = match state {
         DeliveryState::Succeeded => Paint::Good,
         DeliveryState::Pending | DeliveryState::InFlight => Paint::Strong,
@@ -20,8 +20,22 @@ pub(in crate::cli) fn state(state: DeliveryState) -> Cell {
     Cell::painted(paint, word(state.as_str_name(), "DELIVERY_STATE"))
 }
 
+/// The head of a list.
+pub(in crate::cli) fn deliveries() -> Table {
+    Table::new(&[
+        Column::left("id"),
+        Column::left("created"),
+        Column::left("state"),
+        Column::right("attempts"),
+        Column::left("event type"),
+        Column::left("endpoint"),
+        Column::left("next attempt"),
+        Column::left("last error"),
+    ])
+}
+
 /// Its line in the list.
-pub(super) fn row(delivery: &Delivery) -> Vec<Cell> {
+pub(in crate::cli) fn row(delivery: &Delivery) -> Vec<Cell> {
     vec![
         Cell::new(&delivery.id),
         Cell::new(time(delivery.create_time.as_ref())),
@@ -78,7 +92,8 @@ pub(super) fn print(delivery: &Delivery, is_full: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-fn add_event(fields: &mut Fields, event: &Event, is_full: bool) {
+/// What was published, after what a delivery or an event begins with.
+pub(in crate::cli) fn add_event(fields: &mut Fields, event: &Event, is_full: bool) {
     fields.add("published", time(event.create_time.as_ref()));
     fields.add("deliver at", time(event.deliver_time.as_ref()));
     fields.add("expires", time(event.expire_time.as_ref()));

@@ -2,10 +2,9 @@
 
 mod describe;
 
-pub(super) use self::describe::attempt_fields;
+pub(super) use self::describe::{add_event, attempt_fields, deliveries, row};
 use super::client::{Client, ConnectionArgs, refused, to_json};
 use super::flags::{self, PageArgs};
-use super::show::{Column, Table};
 use super::{Failure, say};
 use crate::api::proto::{
     CancelDeliveryRequest, Delivery, DeliveryState, GetDeliveryRequest, ListDeliveriesRequest, RetryDeliveryRequest,
@@ -112,16 +111,7 @@ async fn show(mut client: Client, args: ShowArgs, json: bool) -> Result<(), Fail
 }
 
 async fn list(mut client: Client, args: ListArgs, json: bool) -> Result<(), Failure> {
-    let mut table = Table::new(&[
-        Column::left("id"),
-        Column::left("created"),
-        Column::left("state"),
-        Column::right("attempts"),
-        Column::left("event type"),
-        Column::left("endpoint"),
-        Column::left("next attempt"),
-        Column::left("last error"),
-    ]);
+    let mut table = deliveries();
     let mut pages = args.page.pages();
     while let Some((page_size, page_token)) = pages.next() {
         let request = ListDeliveriesRequest {
@@ -139,7 +129,7 @@ async fn list(mut client: Client, args: ListArgs, json: bool) -> Result<(), Fail
         pages.take(page.deliveries.len(), page.next_page_token);
         match json {
             true => page.deliveries.iter().try_for_each(|delivery| say(&to_json(delivery)?))?,
-            false => table.print(&page.deliveries.iter().map(describe::row).collect::<Vec<_>>())?,
+            false => table.print(&page.deliveries.iter().map(row).collect::<Vec<_>>())?,
         }
     }
     pages.end();

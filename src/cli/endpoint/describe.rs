@@ -33,6 +33,9 @@ pub(super) fn fields(endpoint: &Endpoint) -> Fields {
     fields.add("public key", &endpoint.public_key);
     fields.add("format", option(endpoint.payload_format().as_str_name(), "PAYLOAD_FORMAT"));
     fields.add_all("headers", sorted(&endpoint.headers, ": "));
+    fields.add("trusts", if endpoint.ca_pem.is_empty() { "" } else { "authorities of its own, too (ca_pem)" });
+    let shows = if endpoint.client_certificate_pem.is_empty() { "" } else { "a client certificate" };
+    fields.add("is shown", shows);
     fields.add("timeout", span(endpoint.timeout.as_ref()));
     fields.add("in flight", format!("{} at most", endpoint.max_in_flight));
     fields.add("rate limit", rate_limit(endpoint));
