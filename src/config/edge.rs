@@ -161,7 +161,7 @@ mod tests {
     fn limits_have_bounds() {
         for (name, bad) in [
             ("HOOKLANE_LIMITS_CALLS_PER_KEY", "0"),
-            ("HOOKLANE_LIMITS_STREAMS_PER_KEY", "4097"),
+            ("HOOKLANE_LIMITS_STREAMS_PER_KEY", "10241"),
             ("HOOKLANE_LIMITS_CONNECTIONS_PER_ADDRESS", "many"),
             ("HOOKLANE_LIMITS_REQUESTS_PER_SECOND", "-1"),
         ] {
