@@ -104,11 +104,15 @@ pub fn change_filter(text: Option<&str>) -> Result<String, ChangeError> {
         None => control.setting.clone(),
     };
     let mut present = control.present.lock().unwrap_or_else(PoisonError::into_inner);
-    // Told under the wider of the two, whichever that is.
-    tracing::info!(from = *present, to = wanted, "the log's filter changes");
+    // Told once, by whichever of the two lets it through.
+    let is_told_before = tracing::enabled!(tracing::Level::INFO);
+    let tell = || tracing::info!(from = *present, to = wanted, "the log's filter changes");
+    if is_told_before {
+        tell();
+    }
     control.handle.reload(EnvFilter::new(&wanted)).map_err(|_| ChangeError::NoLog)?;
-    if *present != wanted {
-        tracing::info!(from = *present, to = wanted, "the log's filter has changed");
+    if !is_told_before {
+        tell();
     }
     present.clone_from(&wanted);
     Ok(wanted)
