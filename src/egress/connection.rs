@@ -17,24 +17,31 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper_rustls::MaybeHttpsStream;
 use hyper_util::rt::TokioIo;
 
+use super::metered::{Meter, Metered};
 use super::{HEAD_BYTES_MAX, TcpStream};
 
 /// What a request carries.
 pub(super) type Body = Full<Bytes>;
 /// What the connector makes: TCP, with or without TLS.
 pub(super) type Io = MaybeHttpsStream<TokioIo<TcpStream>>;
+/// The same, as hyper reads from it.
+type Stream = TokioIo<Metered<TokioIo<Io>>>;
 
 /// One connection, with at most one request on it.
 pub(super) struct Connection {
     sender: SendRequest<Body>,
     /// `None` once the connection has ended: what still waits for it then sees it closed.
-    driver: Option<Box<http1::Connection<Io, Body>>>,
+    driver: Option<Box<http1::Connection<Stream, Body>>>,
+    /// Of what has come since the last request.
+    meter: Meter,
 }
 
 impl Connection {
     pub(super) async fn open(io: Io) -> hyper::Result<Self> {
-        let (sender, driver) = http1::Builder::new().max_buf_size(HEAD_BYTES_MAX).handshake(io).await?;
-        Ok(Self { sender, driver: Some(Box::new(driver)) })
+        let (stream, meter) = Metered::new(TokioIo::new(io));
+        let handshake = http1::Builder::new().max_buf_size(HEAD_BYTES_MAX).handshake(TokioIo::new(stream));
+        let (sender, driver) = handshake.await?;
+        Ok(Self { sender, driver: Some(Box::new(driver)), meter })
     }
 
     /// Sends a request, at once, and reads the head of its answer. The error has the request where none of it was written.
@@ -42,6 +49,7 @@ impl Connection {
         &mut self,
         request: Request<Body>,
     ) -> impl Future<Output = Result<Response<Incoming>, TrySendError<Request<Body>>>> {
+        self.meter.reset();
         // Not `async`: the future would keep room for the request that hyper has by now.
         let response = self.sender.try_send_request(request);
         drive(&mut self.driver, response)
@@ -64,7 +72,7 @@ impl Connection {
 }
 
 /// Drives the connection until `work`, which waits for it, is done.
-async fn drive<F: Future>(driver: &mut Option<Box<http1::Connection<Io, Body>>>, work: F) -> F::Output {
+async fn drive<F: Future>(driver: &mut Option<Box<http1::Connection<Stream, Body>>>, work: F) -> F::Output {
     let mut work = pin!(work);
     poll_fn(|context| {
         let done = work.as_mut().poll(context);
@@ -79,7 +87,7 @@ async fn drive<F: Future>(driver: &mut Option<Box<http1::Connection<Io, Body>>>,
 }
 
 /// Lets the connection do what it can at once.
-fn turn(driver: &mut Option<Box<http1::Connection<Io, Body>>>, context: &mut Context<'_>) {
+fn turn(driver: &mut Option<Box<http1::Connection<Stream, Body>>>, context: &mut Context<'_>) {
     // How it ended is told to the request that was on it, if there was one.
     if driver.as_mut().is_some_and(|driver| Pin::new(driver).poll(context).is_ready()) {
         *driver = None;

@@ -5,6 +5,7 @@
 
 mod connection;
 mod guard;
+mod metered;
 mod outcome;
 mod pool;
 mod proxy;

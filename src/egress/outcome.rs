@@ -17,6 +17,7 @@ use hyper::body::{Body as _, Incoming};
 use rustls::CertificateError;
 
 use super::guard::DialError;
+use super::metered::TooMuch;
 use crate::domain::attempt::{AttemptOutcome, AttemptResult, BODY_BYTES_KEPT, BODY_BYTES_READ};
 use crate::domain::retry_after;
 use crate::domain::time::Timestamp;
@@ -141,8 +142,13 @@ impl Failure {
     /// The connection brought no answer.
     pub(super) fn of_exchange(error: &hyper::Error) -> Self {
         // An alert may come after our part of the handshake, where a receiver wants a certificate of us.
-        Self::of_tls(error)
-            .unwrap_or_else(|| Self { outcome: AttemptOutcome::ProtocolError, error: protocol_words(error).into() })
+        Self::of_tls(error).unwrap_or_else(|| {
+            let words = match causes(error).any(|cause| cause.is::<TooMuch>()) {
+                true => "more came than is read, and no answer in it",
+                false => protocol_words(error),
+            };
+            Self { outcome: AttemptOutcome::ProtocolError, error: words.into() }
+        })
     }
 
     fn of_tls(error: &(dyn Error + 'static)) -> Option<Self> {

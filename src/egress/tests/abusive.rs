@@ -54,6 +54,9 @@ async fn trickling(head: &'static str, step: &'static [u8]) -> Receiver {
     .await
 }
 
+/// What two sockets' buffers hold is taken from a receiver before anybody notices, in bytes.
+const BUFFERED_MAX: usize = 32 << 20;
+
 async fn forever(_: Stream) {
     std::future::pending::<()>().await;
 }
@@ -141,8 +144,6 @@ async fn flooding(head: Vec<u8>, step: Vec<u8>) -> (Receiver, tokio::sync::mpsc:
 #[tokio::test]
 async fn floods_are_cut_off_where_they_pass_a_bound() {
     let egress = egress();
-    // What two sockets' buffers hold is taken from it before anybody notices.
-    const BUFFERED_MAX: usize = 32 << 20;
     for (what, head, step, outcome) in [
         ("endless headers", &b"HTTP/1.1 200 OK\r\n"[..], b"a: b\r\n".repeat(1_000), AttemptOutcome::ProtocolError),
         ("one endless header", b"HTTP/1.1 200 OK\r\nx: ", vec![b'y'; 8_192], AttemptOutcome::ProtocolError),
@@ -168,24 +169,39 @@ async fn floods_are_cut_off_where_they_pass_a_bound() {
 }
 
 #[tokio::test]
-async fn floods_of_nothing_end_at_the_deadline() {
+async fn floods_of_nothing_are_cut_off_as_well() {
     let egress = egress();
     let interim = b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n".repeat(100);
-    for (what, head, step, outcome) in [
-        ("interim answers", &b""[..], interim, AttemptOutcome::Timeout),
+    let nothing = "more came than is read, and no answer in it";
+    for (what, head, step, outcome, error) in [
+        ("interim answers", &b""[..], interim, AttemptOutcome::ProtocolError, nothing),
         // Zeros before a size are no size yet.
         (
             "an endless size",
             b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n",
             vec![b'0'; 8_192],
             AttemptOutcome::Succeeded,
+            "",
         ),
     ] {
         let (receiver, mut hears) = flooding(head.to_vec(), step).await;
-        let result = send(&egress, &receiver.url("/"), SHORT).await;
-        assert_eq!((result.outcome, result.response_body.len()), (outcome, 0), "{what} {result:?}");
-        tokio::time::timeout(PATIENT, hears.recv()).await.expect("its connection is closed").unwrap();
+        let result = send(&egress, &receiver.url("/"), PATIENT).await;
+        assert_eq!((result.outcome, &*result.error, result.response_body.len()), (outcome, error, 0), "{what}");
+        let written = tokio::time::timeout(PATIENT, hears.recv()).await.expect("its connection is closed").unwrap();
+        assert!(written <= BUFFERED_MAX, "{what} {written}");
     }
+}
+
+#[tokio::test]
+async fn what_an_exchange_may_have_is_new_for_each() {
+    let interim = "HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n".repeat(1_000);
+    let receiver = Receiver::answering(format!("{interim}HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")).await;
+    let egress = egress();
+    // Ten of them are more than one may have.
+    for _ in 0..10 {
+        check(&send(&egress, &receiver.url("/"), PATIENT).await, AttemptOutcome::Succeeded, 200, "");
+    }
+    assert_eq!(receiver.connections(), 1);
 }
 
 #[tokio::test]

@@ -133,18 +133,6 @@ async fn an_answer_before_the_request_is_through_counts_and_holds_nothing() {
 }
 
 #[tokio::test]
-async fn interim_answers_without_end_are_a_timeout() {
-    let receiver = Receiver::start(|mut stream| async move {
-        read_request(&mut stream).await;
-        while stream.write_all(b"HTTP/1.1 103 Early Hints\r\n\r\n").await.is_ok() {}
-    })
-    .await;
-    let result = send(&egress(), &receiver.url("/"), SHORT).await;
-    check(&result, AttemptOutcome::Timeout, 0, "timeout: no answer within 0.5 s");
-    assert!(result.duration < 2 * SHORT, "{:?}", result.duration);
-}
-
-#[tokio::test]
 async fn an_endless_body_is_read_up_to_its_bound_and_its_connection_closed() {
     for head in ["HTTP/1.1 200 OK\r\n\r\n", "HTTP/1.1 500 X\r\ncontent-length: 999999999999\r\n\r\n"] {
         let (written, seen) = oneshot::channel();
