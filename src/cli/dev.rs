@@ -53,20 +53,20 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     let mut config = load(Profile::Dev, &flags)?;
     log::start(&config.log);
     let mut signals = Signals::listen()?;
-    let (postgres, own) = match config.store.database_url.is_empty() {
+    let postgres = match config.store.database_url.is_empty() {
         true => {
             let data_dir = data_dir(&args)?;
             let postgres = own_postgres(args.postgres_bin, data_dir.as_deref()).await?;
-            (Some(postgres), Some(own_keys(data_dir.as_deref())?))
+            let encryption = &mut config.store.encryption;
+            if encryption.keys.is_none() && !encryption.plaintext {
+                encryption.keys = Some(own_keys(data_dir.as_deref())?);
+            }
+            Some(postgres)
         }
-        false => (None, None),
+        false => None,
     };
     if let Some(postgres) = &postgres {
         config.store.database_url = postgres.url(DATABASE);
-    }
-    let encryption = &mut config.store.encryption;
-    if let Some(own) = own.filter(|_| encryption.keys.is_none() && !encryption.plaintext) {
-        encryption.keys = Some(own);
     }
     let app = start(config).await?;
     signals.first().await;
