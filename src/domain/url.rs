@@ -44,6 +44,12 @@ impl EndpointUrl {
             Some(url::Host::Ipv4(address)) => Some(IpAddr::V4(address)),
             Some(url::Host::Ipv6(address)) => Some(IpAddr::V6(address)),
         };
+        // A host may have characters to the standard of URLs that no request can name.
+        let mut bare = url.clone();
+        let is_bare = bare.set_username("").and_then(|()| bare.set_password(None)).is_ok();
+        if !is_bare || http::Uri::try_from(bare.as_str()).is_err() {
+            return Err(Problem::new("is not a URL that can be requested; encode special characters with %"));
+        }
         // Both schemes have a port of their own.
         let port = url.port_or_known_default().unwrap_or_default();
         let judged = match literal {
@@ -115,6 +121,7 @@ mod tests {
             "https://169.254.169.254/latest",
             "https://example.com:8443/",
             "https://8.8.8.8:80/",
+            "https://example.{}com/",
             &format!("https://example.com/{}", "x".repeat(2_048)),
         ] {
             assert!(EndpointUrl::parse(bad, &rules).is_err(), "{bad}");
