@@ -6,6 +6,7 @@ mod alerts;
 mod edge;
 mod encryption;
 mod reference;
+mod retention;
 mod retry;
 mod settings;
 mod source;
@@ -20,7 +21,7 @@ pub use self::source::{Effective, Flags, SettingProblems};
 use self::source::{Reader, Source};
 pub(crate) use self::values::parse_span;
 use self::values::{
-    parse_addr, parse_bool, parse_cidrs, parse_ports, parse_rate, parse_retention, parse_roles, parse_within,
+    parse_addr, parse_bool, parse_cidrs, parse_ports, parse_rate, parse_roles, parse_within,
 };
 use crate::domain::address::EgressRules;
 use crate::domain::alert::AlertRules;
@@ -138,7 +139,7 @@ impl Config {
         let in_flight_max = reader.get("engine.in_flight_max", "16000", |text| parse_within(text, 1, 1_000_000));
         let global_rate = reader.get("rate.global_per_second", "unlimited", parse_rate);
         let tenant_rate = reader.get("rate.tenant_per_second", "unlimited", parse_rate);
-        let dead_letters = reader.get("retention.dead_letters", "7d", parse_retention);
+        let retention = retention::read(reader);
         let retry_policy = reader.get("retry.policy", "exponential", retry::parse_policy);
         let event_policies = reader.get("retry.event_policies", "", retry::parse_event_policies);
         let grace = reader.get("shutdown.grace", "30s", parse_span);
@@ -169,7 +170,7 @@ impl Config {
                     outstanding_max: outstanding_max?,
                     outstanding_per_endpoint_max: outstanding_per_endpoint_max?,
                 },
-                retention: store::Retention { dead_letters: dead_letters? },
+                retention: retention?,
                 encryption: encryption?,
                 event_types_max: usize::try_from(event_types_max?).ok()?,
             },
@@ -251,7 +252,7 @@ mod tests {
                 ("HOOKLANE_RETRY_POLICY", "shorter"),
                 ("HOOKLANE_RETRY_EVENT_POLICIES", "order.*: long, user*: long"),
                 ("HOOKLANE_RETENTION_DEAD_LETTERS", "59s"),
-                ("HOOKLANE_RETENTION_FAILED", "30d"),
+                ("HOOKLANE_RETENTION_FAILED", "23h"),
                 ("HOOKLANE_GRCP_ADDR", "127.0.0.1:1"),
             ],
         )
@@ -278,7 +279,7 @@ mod tests {
             "user*",
             "from 1m to 3650d",
             "HOOKLANE_RETENTION_FAILED",
-            "not built yet",
+            "from 1d to 3650d",
             "HOOKLANE_GRCP_ADDR",
             "unknown",
         ] {

@@ -41,9 +41,11 @@ pub(crate) const SETTINGS: &[Setting] = &[
     Setting::new("queue.max_outstanding_per_endpoint", "of one endpoint; beyond it the event is accepted and that delivery is FAILED (`QUEUE_FULL`), to be retried later", Built::Yes),
     Setting::new("rate.global_per_second", "requests a second of all replicas together: each that delivers takes an equal part, so give all the same", Built::Yes),
     Setting::new("rate.tenant_per_second", "the same for each tenant; one whose endpoints all fall to one of three replicas gets a third", Built::Yes),
-    Setting::new("retention.dead_letters", "how long a failed delivery is a dead letter, 1m–3650d", Built::Yes).more("dead-letters"),
-    Setting::new("retention.failed", "how long failed deliveries are kept", Built::No),
-    Setting::new("retention.succeeded", "how long succeeded deliveries are kept", Built::No),
+    Setting::new("retention.dead_letters", "how long a failed delivery is a dead letter, 1m–3650d; not longer than `retention.failed`", Built::Yes).more("dead-letters"),
+    Setting::new("retention.failed", "how long deliveries are kept that failed, expired or were canceled, 1d–3650d", Built::Yes).more("how-long-things-are-kept"),
+    Setting::new("retention.payloads", "how long events are kept, 1d–3650d, or `longest`: as deliveries; not shorter", Built::Yes).more("how-long-things-are-kept"),
+    Setting::new("retention.succeeded", "how long deliveries are kept that succeeded, 1d–3650d", Built::Yes).more("how-long-things-are-kept"),
+    Setting::new("retention.timeline", "how long attempts and other transitions are kept, 1d–3650d, or `longest`: as deliveries; not shorter", Built::Yes).more("how-long-things-are-kept"),
     Setting::new("retry.event_policies", "retries by event type, comma-separated (in the file a list): patterns, a colon, a policy; the first that matches counts", Built::Yes).more("retries"),
     Setting::new("retry.policy", "retries of endpoints that do not say: `exponential` (with `initial=1s multiplier=2 max=5m`), `long`, or delays such as `1m 5m 30m`; each with `jitter=0.3 retries=5`", Built::Yes).more("retries"),
     Setting::new("roles", "what this replica does: `api`, `worker` or both", Built::Yes).flag("--roles"),
@@ -74,6 +76,7 @@ pub(crate) struct Setting {
 pub(super) enum Built {
     Yes,
     /// Setting it stops the start: nothing is accepted and ignored.
+    #[allow(dead_code, reason = "at present every setting is built")]
     No,
 }
 

@@ -246,16 +246,19 @@ impl Reader {
     ) -> Option<T> {
         debug_assert!(Setting::find(key).is_some_and(|known| known.built == Built::Yes), "{key} is no built setting");
         self.asked.extend(Setting::find(key).map(|setting| (setting, default.to_owned())));
-        let (text, name) = match self.source.values.get(key) {
-            Some(value) => (value.text.clone(), value.name.clone()),
-            None => (default.to_owned(), Setting::find(key).map(Setting::variable).unwrap_or_default()),
-        };
+        let text = self.source.values.get(key).map_or_else(|| default.to_owned(), |value| value.text.clone());
+        parse(&text).map_err(|problem| self.refuse(key, &text, &problem)).ok()
+    }
+
+    /// Reports what is wrong with a setting's value, beside others that were read.
+    pub(super) fn refuse(&mut self, key: &'static str, text: &str, problem: &str) {
+        let set = self.source.values.get(key).map(|value| value.name.clone());
+        let name = set.unwrap_or_else(|| Setting::find(key).map(Setting::variable).unwrap_or_default());
         let is_secret = Setting::find(key).is_some_and(|known| known.is_secret);
-        let refused = |problem| match is_secret || text.is_empty() {
+        self.source.problems.push(match is_secret || text.is_empty() {
             true => format!("{name}: {problem}"),
             false => format!("{name}: {text:?} {problem}"),
-        };
-        parse(&text).map_err(|problem| self.source.problems.push(refused(problem))).ok()
+        });
     }
 
     /// Something else that is wrong.

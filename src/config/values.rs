@@ -91,13 +91,6 @@ pub(crate) fn parse_span(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "is not a span of time; allowed is such as 250ms, 30s, 5m, 24h, 7d".to_owned())
 }
 
-/// A span for which something is kept.
-pub(super) fn parse_retention(text: &str) -> Result<Duration, String> {
-    let span = parse_span(text)?;
-    let is_allowed = (Duration::from_secs(60)..=Duration::from_secs(3_650 * 86_400)).contains(&span);
-    if is_allowed { Ok(span) } else { Err("is not from 1m to 3650d".to_owned()) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -118,7 +118,8 @@ select f.id, f.event_id, f.endpoint_id, f.tenant, f.event_type, f.reason, f.atte
         where t.delivery_id = f.id and t.number is not null
           and t.time >= uuid_time(f.id) - interval '1 hour' and t.time <= f.settle_time
         order by t.time desc limit 1),
-       (select octet_length(v.payload) from events v where v.id = f.event_id)::bigint
+       coalesce((select octet_length(v.payload) from events v where v.id = f.event_id),
+                (select octet_length(v.payload) from events_kept v where v.id = f.event_id))::bigint
 from kept k cross join lateral (
   select f.* from settled_failed f where f.id = k.id and f.settle_time = k.settle_time
 ) f
@@ -138,8 +139,11 @@ select w.settle_time, w.id, w.count from (
 ) w
 where w.count = $8";
 
-/// The payloads of a page, by `events_pkey`.
-const PAYLOADS: &str = "select id, payload from events where id = any($1)";
+/// The payloads of a page, by the key of each table.
+const PAYLOADS: &str = "
+select id, payload from events where id = any($1)
+union all
+select id, payload from events_kept where id = any($1)";
 
 /// A batch, oldest first, by the indexes of [`LIST`]; `$10` ends what is looked at, so that it ends although more fail
 /// meanwhile. Answers how many were looked at and matched, and where the looking ended.

@@ -89,11 +89,29 @@ pub struct DeliveryRecord {
     pub event: Option<Arc<Event>>,
 }
 
+/// The keys of the event of a row, of whose columns `event_id` is one; null where its payload's retention is over. By
+/// `events_pkey` alone, unless the event has outlasted its day.
+macro_rules! event_keys {
+    ($row:literal) => {
+        concat!(
+            "coalesce((select array[v.idempotency_key, v.ordering_key] from events v where v.id = ",
+            $row,
+            ".event_id),
+                (select array[v.idempotency_key, v.ordering_key] from events_kept v where v.id = ",
+            $row,
+            ".event_id))"
+        )
+    };
+}
+pub(super) use event_keys;
+
 /// The keys of a delivery's event, the replay that made it, and what it waits for: the first of those before it and the
 /// failed one that blocks them, whether its time is to come, and whether it expires before. For a row `d`.
 macro_rules! beside_delivery {
     () => {
-        "(select array[v.idempotency_key, v.ordering_key] from events v where v.id = d.event_id),
+        concat!(
+            $crate::store::history::event_keys!("d"),
+            ",
        (select r.replay_id from replay_deliveries r where r.delivery_id = d.id),
        case when d.due_at > now() and d.state <> 2 then (
          select array[(select k.blocked_by from order_keys k where k.endpoint_id = o.endpoint_id and k.key = o.order_key),
@@ -103,6 +121,7 @@ macro_rules! beside_delivery {
        d.due_at > now() and d.state <> 2,
        d.due_at > now() and d.state <> 2
          and exists (select from outstanding o where o.id = d.id and o.expire_at < o.due_at and o.due_at < 'infinity')"
+        )
     };
 }
 pub(super) use beside_delivery;
@@ -126,10 +145,16 @@ from timeline
 where delivery_id = $1 and time >= $2 and number is not null
 order by number, time";
 
+/// By the key of each table. One that is in both, because its day is about to leave, is the same in both.
 const EVENT: &str = "
 select id, tenant, event_type, payload, content_type, idempotency_key, metadata, cloudevents_source, priority,
        ordering_key, deliver_time, expire_time, trace
-from events where id = $1";
+from events where id = $1
+union all
+select id, tenant, event_type, payload, content_type, idempotency_key, metadata, cloudevents_source, priority,
+       ordering_key, deliver_time, expire_time, trace
+from events_kept where id = $1
+limit 1";
 
 impl Store {
     /// One event; `None` where there is none, or its payload's retention is over.

@@ -53,15 +53,24 @@ impl fmt::Debug for Config {
 }
 
 /// How long what is done is kept.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retention {
-    /// How long a failed delivery is a dead letter.
+    /// How long a delivery is kept that succeeded.
+    pub succeeded: Duration,
+    /// How long one is kept that failed, expired or was canceled.
+    pub failed: Duration,
+    /// How long a failed delivery is a dead letter; not longer than it is kept.
     pub dead_letters: Duration,
+    /// How long attempts and other transitions are kept; not shorter than deliveries.
+    pub timeline: Duration,
+    /// How long events are kept, at least: as long as deliveries, whenever those are settled.
+    pub payloads: Duration,
 }
 
 impl Default for Retention {
     fn default() -> Self {
-        Self { dead_letters: Duration::from_secs(7 * 24 * 3600) }
+        let days = |count: u64| Duration::from_secs(count * 24 * 3600);
+        Self { succeeded: days(30), failed: days(30), dead_letters: days(7), timeline: days(30), payloads: days(30) }
     }
 }
 

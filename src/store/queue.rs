@@ -6,7 +6,7 @@
 mod complete;
 mod elsewhere;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -196,11 +196,20 @@ select null, endpoint_id, null, null, null, null, null, null, null, null, null, 
        null, null, null, null
 from lanes where not is_known";
 
+/// The columns of an event, as [`read_event`] reads them.
+macro_rules! event_columns {
+    () => {
+        "id, tenant, event_type, payload, content_type, idempotency_key, metadata, cloudevents_source, priority,
+       ordering_key, deliver_time, expire_time, trace"
+    };
+}
+
 /// Reads by `events_pkey`; the bounds leave out the days' partitions that hold none of the ids.
-const PAYLOADS: &str = "
-select id, tenant, event_type, payload, content_type, idempotency_key, metadata, cloudevents_source, priority,
-       ordering_key, deliver_time, expire_time, trace
-from events where id = any($1) and id >= $2 and id <= $3";
+const PAYLOADS: &str =
+    concat!("select ", event_columns!(), " from events where id = any($1) and id >= $2 and id <= $3");
+
+/// Those that have outlasted their day, by `events_kept_pkey`.
+const PAYLOADS_KEPT: &str = concat!("select ", event_columns!(), " from events_kept where id = any($1)");
 
 /// A HOT update: no indexed column changes.
 pub(super) const RENEW: &str = "
@@ -299,7 +308,12 @@ impl Store {
         let (Some(low), Some(high)) = (uuids.first().copied(), uuids.last().copied()) else {
             return Ok(events);
         };
-        let rows = sqlx::query(PAYLOADS).bind(uuids).bind(low).bind(high).fetch_all(&self.engine).await?;
+        let mut rows = sqlx::query(PAYLOADS).bind(uuids).bind(low).bind(high).fetch_all(&self.engine).await?;
+        if rows.len() < unknown.len() {
+            let found: HashSet<Uuid> = rows.iter().map(|row| row.try_get(0)).collect::<sqlx::Result<_>>()?;
+            let missing: Vec<Uuid> = unknown.iter().map(|id| id.uuid()).filter(|id| !found.contains(id)).collect();
+            rows.extend(sqlx::query(PAYLOADS_KEPT).bind(missing).fetch_all(&self.engine).await?);
+        }
         for row in &rows {
             let event = read_event(row)?;
             events.insert(event.id, Arc::new(event));

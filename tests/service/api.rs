@@ -25,6 +25,7 @@ mod receivers;
 mod refusals;
 mod replays;
 mod resuming;
+mod retaining;
 mod retrying;
 mod scheduling;
 mod sealing;

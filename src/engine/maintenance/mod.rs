@@ -11,6 +11,7 @@ mod lapsed;
 mod order;
 mod partitions;
 mod replays;
+mod retention;
 mod stats;
 mod tombstones;
 
@@ -36,6 +37,7 @@ pub async fn run(store: Arc<Store>, publisher: Publisher, rules: AlertRules, end
             order::run(&store),
             partitions::run(&store),
             replays::run(&store),
+            retention::run(&store),
             stats::run(&store),
             tombstones::run(&store),
         )

@@ -26,7 +26,10 @@ macro_rules! succeeded_with_key {
     select e.ordering from endpoints e where e.id = s.endpoint_id and e.delete_time is null limit 1
   ) e
   cross join lateral (
-    select v.ordering_key, v.deliver_time, v.expire_time from events v where v.id = s.event_id limit 1
+    select v.ordering_key, v.deliver_time, v.expire_time from events v where v.id = s.event_id
+    union all
+    select v.ordering_key, v.deliver_time, v.expire_time from events_kept v where v.id = s.event_id
+    limit 1
   ) v
   where s.id = any($1::uuid[]) and s.settle_time >= $2 and s.settle_time <= $3"
     };

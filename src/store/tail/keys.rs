@@ -11,11 +11,16 @@ use crate::domain::id::EventId;
 use crate::store::Store;
 use crate::store::error::Result;
 
-/// Reads by `events_pkey`; the bounds leave out the days' partitions that hold none of the ids.
+/// Reads by `events_pkey`; the bounds leave out the days' partitions that hold none of the ids. Those that have outlasted
+/// their day by `events_kept_pkey`.
 const KEYS: &str = "
 select id, idempotency_key, ordering_key
 from events
-where id = any($1) and id >= $2 and id <= $3 and (idempotency_key is not null or ordering_key is not null)";
+where id = any($1) and id >= $2 and id <= $3 and (idempotency_key is not null or ordering_key is not null)
+union all
+select id, idempotency_key, ordering_key
+from events_kept
+where id = any($1) and (idempotency_key is not null or ordering_key is not null)";
 
 impl Store {
     /// Puts their events' keys into transitions that were read without them.
