@@ -104,10 +104,9 @@ impl App {
         let grace = config.engine.grace;
         // To the end of the drain: what is put on record then is told to the others as well.
         let (membership, member) = Membership::start(&store, config.roles, ended.clone());
-        let engine = config
-            .roles
-            .worker
-            .then(|| Engine::start(Arc::clone(&store), membership, egress, config.engine, draining.clone()));
+        let engine = config.roles.worker.then(|| {
+            Engine::start(Arc::clone(&store), publisher.clone(), membership, egress, config.engine, draining.clone())
+        });
         let ops = ops::serve(ops_listener, Arc::clone(&store), draining.clone(), ended.clone());
         let background = vec![
             member,

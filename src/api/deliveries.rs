@@ -11,7 +11,7 @@ use super::{proto, status};
 use crate::domain::delivery::DeliveryState;
 use crate::domain::id::{DeliveryId, EventId};
 use crate::domain::pattern::EventPattern;
-use crate::store::{DeliveryFilter, DeliveryRow};
+use crate::store::{DeliveryFilter, DeliveryRow, EventRecord};
 
 /// Deliveries read at a time for one event.
 const EVENT_PAGE: u32 = 500;
@@ -24,8 +24,8 @@ impl Webhooks {
         request: proto::GetEventRequest,
     ) -> Result<proto::GetEventResponse, Status> {
         let id: EventId = sole("event_id", request.event_id.parse())?;
-        let event = self.services.store.event(id).await?.filter(|event| caller.owns(&event.tenant));
-        let event = event.ok_or_else(|| status::event_not_found(id))?;
+        let record = self.services.store.event(id).await?.filter(|record| caller.owns(&record.event.tenant));
+        let EventRecord { event, routing_note } = record.ok_or_else(|| status::event_not_found(id))?;
         // As many as endpoints matched: each was acknowledged to the publisher in one answer as well.
         let mut filter = DeliveryFilter { event: Some(id), ..DeliveryFilter::default() };
         let mut deliveries = Vec::new();
@@ -37,7 +37,9 @@ impl Webhooks {
                 None => break,
             }
         }
-        Ok(proto::GetEventResponse { event: Some(convert::event::to_proto(event)), deliveries })
+        let routing_note = routing_note.unwrap_or_default();
+        let event = proto::Event { routing_note, ..convert::event::to_proto(event) };
+        Ok(proto::GetEventResponse { event: Some(event), deliveries })
     }
 
     /// One delivery with its attempts and event.

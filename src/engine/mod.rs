@@ -11,6 +11,7 @@ mod attempt;
 mod claims;
 mod completer;
 mod gate;
+mod inbox;
 mod judge;
 mod lane;
 mod leases;
@@ -22,7 +23,7 @@ mod told;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -32,9 +33,10 @@ use self::leases::Leases;
 use self::membership::Membership;
 use self::roster::Roster;
 pub use self::scheduler::Rates;
+use crate::domain::cloudevents::SourceTemplate;
 use crate::domain::retry::RetryDefaults;
 use crate::egress::Egress;
-use crate::store::{Completion, Store};
+use crate::store::{Completion, Publisher, Store};
 
 /// How the engine works.
 #[derive(Debug, Clone)]
@@ -48,6 +50,8 @@ pub struct Config {
     pub rates: Rates,
     /// How long requests under way may go on after a shutdown began.
     pub grace: Duration,
+    /// Where CloudEvents say that they come from, of events that were published in SQL.
+    pub cloudevents_source: SourceTemplate,
 }
 
 impl Default for Config {
@@ -57,6 +61,7 @@ impl Default for Config {
             in_flight_max: 16_000,
             rates: Rates::default(),
             grace: Duration::from_secs(30),
+            cloudevents_source: SourceTemplate::default(),
         }
     }
 }
@@ -71,6 +76,8 @@ struct Shared {
     attempts: TaskTracker,
     /// One for each completer.
     completions: Vec<mpsc::Sender<Ending>>,
+    /// Whether what is published in SQL is taken up here.
+    takes_up: watch::Sender<bool>,
 }
 
 /// A result for its completer, and what is to be judged by it, where it says something.
@@ -101,6 +108,7 @@ impl Engine {
     /// every result on record.
     pub fn start(
         store: Arc<Store>,
+        publisher: Publisher,
         membership: Membership,
         egress: Egress,
         config: Config,
@@ -115,8 +123,12 @@ impl Engine {
             leases: Leases::default(),
             attempts: TaskTracker::new(),
             completions,
+            takes_up: watch::Sender::new(false),
         });
-        Self { work: tokio::spawn(run(shared, membership, results, config, shutdown)) }
+        let taking_up =
+            inbox::run(publisher, config.cloudevents_source.clone(), shared.takes_up.subscribe(), shutdown.clone());
+        let taking_up = tokio::spawn(taking_up);
+        Self { work: tokio::spawn(run(shared, membership, results, config, shutdown, taking_up)) }
     }
 
     /// Waits until the engine has ended.
@@ -132,12 +144,15 @@ async fn run(
     results: Vec<mpsc::Receiver<Ending>>,
     config: Config,
     shutdown: CancellationToken,
+    taking_up: JoinHandle<()>,
 ) {
     let all_done = CancellationToken::new();
     let completer = completer::start(&shared, results);
     let renewal = tokio::spawn(leases::renew_while_held(Arc::clone(&shared), all_done.clone()));
 
     scheduler::run(&shared, &config, &mut membership, shutdown).await;
+    // What is under way may well end in time; another replica that begins meanwhile waits for it, row by row.
+    let _ = tokio::time::timeout(TAKE_UP_MAX, taking_up).await;
     // Nothing is claimed any more, and the others count what is still in flight here.
     membership.resign().await;
 
@@ -158,5 +173,7 @@ async fn sleep_until(instant: Option<Instant>) {
     }
 }
 
+/// How long what is being taken up of the inbox may take at the end.
+const TAKE_UP_MAX: Duration = Duration::from_secs(2);
 /// How long results that are already here may take to be put on record at the end.
 const FLUSH_MAX: Duration = Duration::from_secs(4);

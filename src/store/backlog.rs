@@ -14,18 +14,20 @@ use super::connections::Connections;
 use super::error::Result;
 use crate::domain::id::EndpointId;
 
-/// How many deliveries may be outstanding.
+/// How many deliveries may be outstanding, and how large an event may be that is published in SQL.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     /// In all: beyond it publishes are refused.
     pub outstanding_max: u64,
     /// For one endpoint: beyond it its deliveries fail at once, with a reason, and can be retried.
     pub outstanding_per_endpoint_max: u64,
+    /// The largest payload, in bytes, that `hooklane.publish` takes: the same as the calls'.
+    pub payload_bytes_max: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { outstanding_max: 10_000_000, outstanding_per_endpoint_max: 1_000_000 }
+        Self { outstanding_max: 10_000_000, outstanding_per_endpoint_max: 1_000_000, payload_bytes_max: 262_144 }
     }
 }
 

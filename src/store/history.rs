@@ -78,6 +78,15 @@ pub enum Waits {
     },
 }
 
+/// An event with what became of it where it has no deliveries of its own.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EventRecord {
+    /// The event.
+    pub event: Event,
+    /// In words; `None` where there is nothing to say.
+    pub routing_note: Option<String>,
+}
+
 /// A delivery with everything that is known of it.
 #[derive(Debug, Clone)]
 pub struct DeliveryRecord {
@@ -145,22 +154,28 @@ from timeline
 where delivery_id = $1 and time >= $2 and number is not null
 order by number, time";
 
-/// By the key of each table. One that is in both, because its day is about to leave, is the same in both.
+/// By the key of each table. One that is in both, because its day is about to leave, is the same in both; one that is being
+/// taken up is in the inbox or in `events`.
 const EVENT: &str = "
 select id, tenant, event_type, payload, content_type, idempotency_key, metadata, cloudevents_source, priority,
-       ordering_key, deliver_time, expire_time, trace
+       ordering_key, deliver_time, expire_time, trace, routing_note
 from events where id = $1
 union all
 select id, tenant, event_type, payload, content_type, idempotency_key, metadata, cloudevents_source, priority,
-       ordering_key, deliver_time, expire_time, trace
+       ordering_key, deliver_time, expire_time, trace, routing_note
 from events_kept where id = $1
+union all
+select id, tenant, event_type, payload, 'application/json', idempotency_key, metadata, null, priority,
+       ordering_key, deliver_time, expire_time, null, 'INBOX: published in SQL and not taken up yet'
+from inbox where id = $1 and not is_repeat
 limit 1";
 
 impl Store {
     /// One event; `None` where there is none, or its payload's retention is over.
-    pub async fn event(&self, id: EventId) -> Result<Option<Event>> {
+    pub async fn event(&self, id: EventId) -> Result<Option<EventRecord>> {
         let row = sqlx::query(EVENT).bind(id.uuid()).fetch_optional(&self.reader).await?;
-        row.as_ref().map(read_event).transpose()
+        let read = |row: &PgRow| Ok(EventRecord { event: read_event(row)?, routing_note: row.try_get(13)? });
+        row.as_ref().map(read).transpose()
     }
 
     /// One delivery with its attempts and event.
@@ -177,7 +192,7 @@ impl Store {
         if row.state == DeliveryState::InFlight {
             attempts.extend(read_attempt_in_flight(&found, row.attempt_count)?);
         }
-        let event = self.event(row.event).await?.map(Arc::new);
+        let event = self.event(row.event).await?.map(|record| Arc::new(record.event));
         Ok(Some(DeliveryRecord { row, attempts, event }))
     }
 

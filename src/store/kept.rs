@@ -16,7 +16,7 @@ const PRUNE_BATCH: i64 = 1_000;
 
 /// The columns of an event, but for its id, of which `events` and `events_kept` have the same.
 const COLUMNS: &str = "tenant, event_type, payload, content_type, idempotency_key, metadata, cloudevents_source, priority, \
-                       ordering_key, deliver_time, expire_time, trace";
+                       ordering_key, deliver_time, expire_time, trace, routing_note";
 
 /// Copies a batch of those events of a table (its name goes in here) that a delivery refers to which waits, or is settled
 /// and kept: after `$1` and up to `$2`, `$3` references at most. Walks `outstanding_event`, `settled_…_event` and the

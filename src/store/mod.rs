@@ -20,6 +20,7 @@ mod gauges;
 mod hints;
 mod history;
 mod idempotency;
+mod inbox;
 mod inline;
 mod kept;
 mod keys;
@@ -68,14 +69,14 @@ pub use self::error::{Error, Result};
 pub use self::failures::FailurePage;
 pub use self::gates::{Failing, Gates, HeldUp};
 pub use self::hints::Hint;
-pub use self::history::{DeliveryRecord, DeliveryRow, Waits};
+pub use self::history::{DeliveryRecord, DeliveryRow, EventRecord, Waits};
 pub use self::keys::{KEYS_MAX, KeyRecord, Keys, NewKey};
 pub use self::lists::DeliveryFilter;
 pub use self::notes::{NAMED_MAX, Note, Work};
 pub use self::operate::{CancelRefused, RetryRefused};
 pub use self::order::{Place as OrderPlace, Walk as OrderWalk};
 pub use self::pool::{Config, ConnectError, Retention, check_url};
-pub use self::publish::{PublishError, Published, PublishedDelivery, Publisher};
+pub use self::publish::{InboxWalk, PublishError, Published, PublishedDelivery, Publisher, TakenUp};
 pub use self::queue::{
     AttemptRecord, CANCELED_REASON, Claimed, Claims, Completion, Due, EXPIRED_REASON, Elsewhere, Followed, LEASE,
     LaneRequest, Settled, Settlement, Swept,
@@ -168,7 +169,7 @@ impl Store {
         let mut drawn = [0; 32];
         SysRng.try_fill_bytes(&mut drawn).map_err(ConnectError::Random)?;
         let stream_key = tail::ensure_stream_key(&reader, drawn).await?;
-        Ok(Arc::new(Self {
+        let store = Self {
             engine,
             reader,
             stream,
@@ -192,7 +193,9 @@ impl Store {
             claims_as: RwLock::default(),
             hints: Hints::default(),
             clock,
-        }))
+        };
+        store.tell_publish_limits(config.limits.payload_bytes_max).await?;
+        Ok(Arc::new(store))
     }
 
     /// Brings the schema up to date and makes the coming days' partitions, nothing else.

@@ -3,6 +3,7 @@
 //! `CREATE TABLE … LIKE` and `ATTACH` take no lock that a claim, settle or publish waits for; a plain
 //! `CREATE TABLE … PARTITION OF` blocked settles behind one open reader.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row};
@@ -40,7 +41,40 @@ pub(super) async fn ensure(connections: &Connections) -> Result<()> {
     ensured
 }
 
+/// Makes the partitions of `events` for ids that were drawn on days before those of [`ensure`], where they are missing. They
+/// leave as any day does.
+pub(super) async fn ensure_for_events(
+    connections: &Connections,
+    now: Timestamp,
+    drawn: impl Iterator<Item = Timestamp>,
+) -> Result<()> {
+    let first = day_of(now).minus(DAY);
+    let days: BTreeSet<Timestamp> = drawn.map(day_of).filter(|day| *day < first).collect();
+    if days.is_empty() {
+        return Ok(());
+    }
+    let connections = connections.within(PATIENCE);
+    let mut connection = connections.lend().await?;
+    let made =
+        connections.bounded(make(&mut connection, |_| days.iter().map(|day| ("events", Key::Id, *day)).collect()));
+    let made = made.await?;
+    connection.give_back();
+    made
+}
+
 async fn ensure_on(connection: &mut PgConnection) -> Result<()> {
+    let wanted = |today: Timestamp| {
+        let days = (0..=DAYS_AHEAD + 1).map(|ahead| today.minus(DAY).plus(DAY * ahead));
+        days.flat_map(|day| PARENTS.map(|(parent, key)| (parent, key, day))).collect()
+    };
+    make(connection, wanted).await
+}
+
+/// A day of a parent.
+type Day = (&'static str, Key, Timestamp);
+
+/// Makes the partitions that are wanted, as of today, and missing.
+async fn make(connection: &mut PgConnection, wanted: impl FnOnce(Timestamp) -> Vec<Day>) -> Result<()> {
     let mut transaction = connection.begin().await?;
     // Replicas that start at once wait for each other.
     sqlx::query("set local statement_timeout = '30s'").execute(&mut *transaction).await?;
@@ -54,24 +88,26 @@ async fn ensure_on(connection: &mut PgConnection) -> Result<()> {
     .await?;
     let PgTime(today) = row.try_get("today")?;
     let known: Vec<String> = row.try_get("known")?;
-    for ahead in 0..=DAYS_AHEAD + 1 {
-        let from = Timestamp::from_micros(today.micros() - micros(DAY)).plus(DAY * ahead);
-        for (parent, key) in PARENTS {
-            let name = partition_name(parent, from);
-            if known.contains(&name) {
-                continue;
-            }
-            let (low, high) = bounds(key, from);
-            // Names and bounds are made here from constants and a date.
-            let statement = format!(
-                "create table hooklane.{name} (like hooklane.{parent} including all);
-                 alter table hooklane.{parent} attach partition hooklane.{name} for values from ('{low}') to ('{high}')"
-            );
-            sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *transaction).await?;
+    for (parent, key, from) in wanted(today) {
+        let name = partition_name(parent, from);
+        if known.contains(&name) {
+            continue;
         }
+        let (low, high) = bounds(key, from);
+        // Names and bounds are made here from constants and a date.
+        let statement = format!(
+            "create table hooklane.{name} (like hooklane.{parent} including all);
+             alter table hooklane.{parent} attach partition hooklane.{name} for values from ('{low}') to ('{high}')"
+        );
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *transaction).await?;
     }
     transaction.commit().await?;
     Ok(())
+}
+
+/// When the day began that `time` is in. Days are of UTC.
+fn day_of(time: Timestamp) -> Timestamp {
+    Timestamp::from_micros(time.micros() - time.micros().rem_euclid(micros(DAY)))
 }
 
 fn partition_name(parent: &str, day: Timestamp) -> String {
@@ -95,6 +131,7 @@ mod tests {
     fn a_day_is_named_and_bounded() {
         let day = Timestamp::from_micros(1_768_953_600_000_000);
         assert_eq!(partition_name("events", day), "events_20260121");
+        assert_eq!((day_of(day), day_of(day.plus(DAY * 2).minus(Duration::from_micros(1)))), (day, day.plus(DAY)));
         let (low, high) = bounds(Key::Time, day);
         assert_eq!((low.as_str(), high.as_str()), ("2026-01-21T00:00:00Z", "2026-01-22T00:00:00Z"));
         let (low, high) = bounds(Key::Id, day);

@@ -6,10 +6,11 @@
 //! The file is long because the queue, the committer and what it answers are read together.
 
 mod filters;
+mod from_sql;
+mod gather;
 mod plan;
 mod write;
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,11 +20,14 @@ use tokio::time::timeout_at;
 
 pub(super) use self::filters::Judges;
 use self::filters::Verdicts;
+pub use self::from_sql::{InboxWalk, TakenUp};
+use self::gather::Gatherer;
 pub(super) use self::plan::Plan;
 use self::plan::Planned;
 use self::write::{Written, write};
 use super::directory::{Recipient, TenantEndpoints};
 use super::error::Error;
+use super::inbox::Place;
 use super::{Due, Store};
 use crate::domain::event::NewEvent;
 use crate::domain::id::{DeliveryId, EndpointId, EventId};
@@ -89,6 +93,8 @@ struct Waiting {
     verdicts: Option<Verdicts>,
     /// How often it was sent back to be judged.
     sent_back: usize,
+    /// The row in the inbox that it is, where it was published in SQL.
+    taken_from: Option<Place>,
     reply: oneshot::Sender<Result<Published, PublishError>>,
 }
 
@@ -131,11 +137,11 @@ impl Publisher {
     /// its events. Two of them halved the batches and took a third more of the database's processor time.
     pub fn start(store: &Arc<Store>) -> Self {
         let (queue, waiting) = mpsc::channel(WAITING_MAX);
-        let mut inbox = Inbox { queue: waiting, carried: VecDeque::new(), answered: 0 };
+        let mut gatherer = Gatherer::of(waiting);
         let committer = Committer { store: Arc::clone(store), queue: queue.downgrade() };
         tokio::spawn(async move {
             loop {
-                let batch = inbox.next_batch().await;
+                let batch = gatherer.next_batch().await;
                 if batch.is_empty() {
                     return;
                 }
@@ -182,17 +188,19 @@ impl Publisher {
 
     /// An event that can be queued, and where its answer comes.
     async fn ready(&self, event: NewEvent) -> Result<(Waiting, Answer), PublishError> {
-        let verdicts = match self.store.directory.known_with_filters(&event.tenant) {
-            Some(tenant) if event.is_fan_out() => Some(self.store.judges.judge(&tenant, &event).await),
-            // Of a tenant that is not known yet the committer learns whether there are filters.
-            _ => None,
-        };
+        let verdicts = self.verdicts(&event).await;
         let inline = match &event.inline_endpoint {
             Some(inline) => Some(self.store.inline_recipient(&event.tenant, inline).await.map_err(unready)?),
             None => None,
         };
         let (reply, answer) = oneshot::channel();
-        Ok((Waiting { event, inline, verdicts, sent_back: 0, reply }, answer))
+        Ok((Waiting { event, inline, verdicts, sent_back: 0, taken_from: None, reply }, answer))
+    }
+
+    /// What filters say of an event. Of a tenant that is not known yet the committer learns whether there are filters.
+    async fn verdicts(&self, event: &NewEvent) -> Option<Verdicts> {
+        let tenant = self.store.directory.known_with_filters(&event.tenant).filter(|_| event.is_fan_out())?;
+        Some(self.store.judges.judge(&tenant, event).await)
     }
 }
 
@@ -200,59 +208,6 @@ impl Publisher {
 fn unready(error: Error) -> PublishError {
     tracing::warn!(%error, "endpoints could not be read or made for an event");
     if error.is_passing() { PublishError::Unavailable } else { PublishError::Internal }
-}
-
-/// The queue's end.
-struct Inbox {
-    queue: mpsc::Receiver<Waiting>,
-    carried: VecDeque<Waiting>,
-    /// How many the batch before had.
-    answered: usize,
-}
-
-/// From this many on, a batch's callers are waited for: they are likely to come back at once.
-const BUSY_FROM: usize = 8;
-/// How long they are waited for.
-const RETURN_MAX: Duration = Duration::from_millis(1);
-
-impl Inbox {
-    /// Everything that waits, up to the bounds of a batch; waits for the first. Empty when there will be no more.
-    async fn next_batch(&mut self) -> Vec<Waiting> {
-        if self.carried.is_empty() {
-            let mut received = Vec::with_capacity(BATCH_EVENTS_MAX);
-            self.queue.recv_many(&mut received, BATCH_EVENTS_MAX).await;
-            if self.answered >= BUSY_FROM {
-                self.wait_for_return(&mut received).await;
-            }
-            self.answered = received.len();
-            self.carried.extend(received);
-        }
-        let mut bytes = 0;
-        let mut batch = Vec::with_capacity(self.carried.len());
-        while bytes < BATCH_BYTES_MAX
-            && let Some(next) = self.carried.pop_front()
-        {
-            bytes += next.event.payload.len();
-            batch.push(next);
-        }
-        batch
-    }
-}
-
-impl Inbox {
-    /// Under load, gathers those who were just answered into the next batch: full batches cost the database a third less
-    /// for each event than the halves that would go out otherwise. A caller alone never waits.
-    async fn wait_for_return(&mut self, received: &mut Vec<Waiting>) {
-        let enough = (received.len() + self.answered * 3 / 4).min(BATCH_EVENTS_MAX);
-        let until = tokio::time::Instant::now() + RETURN_MAX;
-        while received.len() < enough {
-            let room = BATCH_EVENTS_MAX - received.len();
-            match timeout_at(until, self.queue.recv_many(received, room)).await {
-                Ok(count) if count > 0 => {}
-                _ => return,
-            }
-        }
-    }
 }
 
 struct Committer {
@@ -342,6 +297,12 @@ async fn write_halving(store: &Store, batch: Vec<Plan>) -> Vec<Waiting> {
                     again.push(batch.swap_remove(place).waiting);
                 }
                 finish(store, batch, began, at);
+            }
+            Ok(Written::TakenElsewhere { places }) => {
+                for place in places.into_iter().rev() {
+                    batch.remove(place).answer_taken();
+                }
+                again.extend(batch.into_iter().map(|plan| plan.waiting));
             }
             Ok(Written::NothingMatchedAnew) => again.extend(batch.into_iter().map(|plan| plan.waiting)),
             Err(Error::Conflict(_)) => again.extend(batch.into_iter().map(|plan| plan.waiting)),

@@ -13,6 +13,7 @@ mod filtering;
 mod gating;
 mod guarding;
 mod history;
+mod in_sql;
 mod inline;
 mod keys;
 mod limits;

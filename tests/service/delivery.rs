@@ -53,7 +53,7 @@ pub(crate) fn start_member(
     let retries = RetryDefaults { policy: quick(5), ..RetryDefaults::default() };
     let config = engine::Config { retries, grace, ..engine::Config::default() };
     let (membership, member) = Membership::start(store, Roles { api: false, worker: true }, end);
-    (Engine::start(Arc::clone(store), membership, egress, config, shutdown.clone()), member)
+    (Engine::start(Arc::clone(store), Publisher::start(store), membership, egress, config, shutdown.clone()), member)
 }
 
 async fn running() -> Running {

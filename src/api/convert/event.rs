@@ -205,6 +205,7 @@ pub(in crate::api) fn to_proto(event: Event) -> proto::Event {
         expire_time: event.schedule.expire_time.map(to_timestamp),
         metadata: event.metadata.into_iter().collect(),
         create_time: Some(to_timestamp(event.id.time())),
+        routing_note: String::new(),
     }
 }
 

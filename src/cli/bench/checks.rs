@@ -69,6 +69,13 @@ pub(super) fn of(run: &RunReport) -> Vec<Check> {
                 let off = (limited.delivered_per_s / limited.expected_per_s - 1.0).abs();
                 checks.push(at_most(format!("{name}: delivered/s off the limits by"), off, 0.02));
             }
+            Outcome::Sql(sql) => {
+                let wrong = [&sql.idle, &sql.busy].map(|run| run.missing + run.repeated).iter().sum::<u64>();
+                checks.push(at_most(format!("{name}: missing or repeated deliveries"), wrong as f64, 0.0));
+                checks.push(at_most(format!("{name}: p99 ms of one alone"), sql.idle.latency.p99_ms, 1_000.0));
+                let share = sql.busy.delivered_per_s / sql.busy.offered_per_s;
+                checks.push(at_least(format!("{name}: delivered/s over offered"), share, 0.98));
+            }
             Outcome::Stream(stream) => {
                 let missing = stream.runs().iter().map(|run| run.missing + run.repeated).sum::<u64>();
                 checks.push(at_most(format!("{name}: missing or repeated transitions"), missing as f64, 0.0));

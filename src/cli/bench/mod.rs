@@ -19,6 +19,7 @@ mod process;
 pub mod receiver;
 mod replay;
 mod report;
+mod sql;
 mod stage;
 mod stamp;
 mod stream;
@@ -59,6 +60,7 @@ Scenarios:
   replay               live traffic at --rate while 100,000 dead letters of another endpoint are replayed, and without
   abuse                callers at --rate beside 10,000 idle streams, and beside floods of resets, pings, oversized lengths
                        and half-open connections
+  sql                  `hooklane.publish` in transactions of 16 connections at 5,000/s, and at 20/s of one alone
   history              `one` with 10,000,000 settled rows and with none (minutes and gigabytes: only when named)
 
 Examples:
@@ -141,11 +143,12 @@ enum Scenario {
     Stream,
     Replay,
     Abuse,
+    Sql,
     History,
 }
 
 impl Scenario {
-    const DEFAULT: [Self; 12] = [
+    const DEFAULT: [Self; 13] = [
         Self::One,
         Self::Fanout10,
         Self::Thousand,
@@ -158,6 +161,7 @@ impl Scenario {
         Self::Stream,
         Self::Replay,
         Self::Abuse,
+        Self::Sql,
     ];
 
     const fn name(self) -> &'static str {
@@ -174,6 +178,7 @@ impl Scenario {
             Self::Stream => "stream",
             Self::Replay => "replay",
             Self::Abuse => "abuse",
+            Self::Sql => "sql",
             Self::History => "history",
         }
     }
@@ -193,6 +198,7 @@ impl Scenario {
             | Self::Stream
             | Self::Replay
             | Self::Abuse
+            | Self::Sql
             | Self::History => None,
         }
     }
@@ -285,6 +291,7 @@ async fn measure(
         (Scenario::Stream, _) => Outcome::Stream(Box::new(stream::run(cluster, args).await?)),
         (Scenario::Replay, _) => Outcome::Replay(Box::new(replay::run(cluster, args).await?)),
         (Scenario::Abuse, _) => Outcome::Abuse(Box::new(abuse::run(cluster, args).await?)),
+        (Scenario::Sql, _) => Outcome::Sql(Box::new(sql::run(cluster, args).await?)),
         (Scenario::History, _) => Outcome::History(Box::new(history::run(cluster, args).await?)),
         (_, Some(shape)) => {
             let hyper_per_s = bare.map_or(f64::NAN, |bare| bare.hyper_per_s);

@@ -14,6 +14,7 @@ use super::kill::KillReport;
 use super::limits::Limits;
 use super::load::LoadReport;
 use super::replay::ReplayReport;
+use super::sql::SqlReport;
 use super::stream::StreamReport;
 use super::tally::Latency;
 
@@ -53,6 +54,7 @@ pub(super) enum Outcome {
     Stream(Box<StreamReport>),
     Replay(Box<ReplayReport>),
     Abuse(Box<AbuseReport>),
+    Sql(Box<SqlReport>),
     Kill(KillReport),
 }
 
@@ -93,6 +95,7 @@ impl RunReport {
                 Outcome::Stream(stream) => write_stream(out, stream)?,
                 Outcome::Replay(replay) => write_replay(out, replay)?,
                 Outcome::Abuse(abuse) => write_abuse(out, abuse)?,
+                Outcome::Sql(sql) => write_sql(out, sql)?,
             }
         }
         if with_statements {
@@ -228,6 +231,29 @@ fn write_limited(out: &mut String, limited: &LimitedReport) -> std::fmt::Result 
     )
 }
 
+fn write_sql(out: &mut String, sql: &SqlReport) -> std::fmt::Result {
+    writeln!(out, "\nsql: hooklane.publish, a transaction each, from the call to the arrival")?;
+    writeln!(
+        out,
+        "  connections  offered/s  committed/s  delivered/s    p50 ms    p95 ms    p99 ms  waiting  missing  twice"
+    )?;
+    for run in [&sql.idle, &sql.busy] {
+        writeln!(
+            out,
+            "  {:>11}{:>11.0}{:>13.0}{:>13.0}{}{:>9}{:>9}{:>7}",
+            run.connections,
+            run.offered_per_s,
+            run.committed_per_s,
+            run.delivered_per_s,
+            quantiles(&run.latency),
+            run.waiting,
+            run.missing,
+            run.repeated
+        )?;
+    }
+    Ok(())
+}
+
 fn write_stream(out: &mut String, stream: &StreamReport) -> std::fmt::Result {
     writeln!(
         out,
@@ -327,6 +353,7 @@ fn write_statements(out: &mut String, scenario: &ScenarioReport) -> std::fmt::Re
         Outcome::History(it) => vec![("without", &it.without.statements), ("with", &it.with.statements)],
         Outcome::Refusing(_) | Outcome::Limited(_) | Outcome::Kill(_) | Outcome::Abuse(_) => Vec::new(),
         Outcome::Replay(it) => vec![("without", &it.without.statements), ("with", &it.with.statements)],
+        Outcome::Sql(sql) => vec![("16 connections", &sql.statements)],
         Outcome::Stream(stream) => vec![
             ("without a stream", &stream.without_stream.statements[..]),
             ("with a stream", &stream.with_stream.statements[..]),

@@ -98,6 +98,7 @@ impl Scheduler {
             }
         }
         self.hand_back(given_up);
+        self.shared.takes_up.send_replace(self.view.owns(EndpointId::from_uuid(uuid::Uuid::nil())));
         self.quotas.share_among(self.view.count(), now);
         self.alarms.retain(|(_, endpoint, _)| self.view.owns(*endpoint));
         self.openings.retain(|(_, endpoint)| self.view.owns(*endpoint));

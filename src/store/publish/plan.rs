@@ -106,6 +106,17 @@ impl Plan {
         (self.waiting, published)
     }
 
+    /// The row in the inbox that becomes this event.
+    pub(super) fn taken_from(&self) -> Option<i64> {
+        self.waiting.taken_from.filter(|_| self.is_new_event).map(|place| place.seq)
+    }
+
+    /// Answers that another replica has published the row of the inbox.
+    pub(super) fn answer_taken(self) {
+        let event_id = self.waiting.taken_from.map_or(self.event_id, |place| place.id);
+        self.waiting.answer(Ok(Published { event_id, deliveries: Vec::new(), duplicate: true }));
+    }
+
     fn needs_writing(&self) -> bool {
         self.is_new_event || self.deliveries.iter().any(|delivery| delivery.fate != Fate::Duplicate)
     }
@@ -254,8 +265,11 @@ impl Planner<'_> {
             return Err(PublishError::QueueFull);
         }
         let deliveries = recipients.into_iter().map(|to| self.plan_delivery(to, &known)).collect();
+        // Its caller in SQL was told an id already; that of a repeat is another event's.
+        let told = one.taken_from.filter(|place| !place.is_repeat).map(|place| place.id);
+        let new_id = || EventId::from_uuid(self.store.clock.new_uuid());
         Ok(Step::Now(Draft {
-            event_id: known.event_id.unwrap_or_else(|| EventId::from_uuid(self.store.clock.new_uuid())),
+            event_id: known.event_id.or(told).unwrap_or_else(new_id),
             is_new_event,
             config_version,
             deliveries,

@@ -15,7 +15,7 @@ use crate::store::error::Result;
 use crate::store::order::OrderKey;
 use crate::store::stats::Event;
 use crate::store::types::PgTime;
-use crate::store::{Store, idempotency, order};
+use crate::store::{Store, idempotency, inbox, order};
 
 /// What came of writing a batch.
 pub(super) enum Written {
@@ -23,6 +23,8 @@ pub(super) enum Written {
     All { at: Timestamp, lost: Vec<usize> },
     /// Nothing is committed: a tenant's endpoints have changed since, and are known anew by now.
     NothingMatchedAnew,
+    /// Nothing is committed: another replica has published the plans at these places, ascending, from the inbox.
+    TakenElsewhere { places: Vec<usize> },
 }
 
 /// One statement and one commit for all callers in flight. It proves that what was matched is current: an endpoint
@@ -93,7 +95,10 @@ pub(super) async fn write(store: &Store, batch: &[Plan]) -> Result<Written> {
     let mut connection = store.engine.lend().await?;
     let written = store.engine.bounded(write_on(&mut connection, batch)).await?;
     connection.give_back();
-    let (published, lost) = written?;
+    let (published, lost) = match written? {
+        Wrote::Batch(published, lost) => (published, lost),
+        Wrote::TakenElsewhere(places) => return Ok(Written::TakenElsewhere { places }),
+    };
     if published.stale.is_empty() {
         store.metrics.publishes.observe(began.elapsed(), batch.len() - lost.len());
         let failed = Event { is_failed: true, ..Event::default() };
@@ -103,15 +108,33 @@ pub(super) async fn write(store: &Store, batch: &[Plan]) -> Result<Written> {
     settle(store, published, lost).await
 }
 
-async fn write_on(connection: &mut PgConnection, batch: &[Plan]) -> Result<(PublishedBatch, Vec<usize>)> {
-    let is_plain = batch
-        .iter()
-        .all(|plan| plan.fingerprint.is_none() && plan.deliveries.iter().all(PlannedDelivery::is_unordered_and_queued));
+enum Wrote {
+    /// What became of a batch, and which plans lost their keys.
+    Batch(PublishedBatch, Vec<usize>),
+    TakenElsewhere(Vec<usize>),
+}
+
+async fn write_on(connection: &mut PgConnection, batch: &[Plan]) -> Result<Wrote> {
+    let is_plain = batch.iter().all(|plan| {
+        plan.fingerprint.is_none()
+            && plan.waiting.taken_from.is_none()
+            && plan.deliveries.iter().all(PlannedDelivery::is_unordered_and_queued)
+    });
     if is_plain {
         // A single statement is its own transaction: no further round trips.
-        return Ok((publish(connection, batch, &[], HashSet::new()).await?, Vec::new()));
+        return Ok(Wrote::Batch(publish(connection, batch, &[], HashSet::new()).await?, Vec::new()));
     }
     let mut transaction = connection.begin().await?;
+    let from_inbox: Vec<i64> = batch.iter().filter_map(Plan::taken_from).collect();
+    if !from_inbox.is_empty() {
+        let gone = inbox::take(&mut transaction, from_inbox).await?;
+        if !gone.is_empty() {
+            transaction.rollback().await?;
+            let is_gone = |plan: &Plan| plan.taken_from().is_some_and(|seq| gone.contains(&seq));
+            let places = batch.iter().enumerate().filter(|(_, plan)| is_gone(plan)).map(|(place, _)| place);
+            return Ok(Wrote::TakenElsewhere(places.collect()));
+        }
+    }
     let lost = idempotency::claim(&mut transaction, batch).await?;
     let keys: BTreeSet<OrderKey<'_>> = queued(batch, &lost).filter_map(|(plan, to)| plan.order_key(to)).collect();
     let free = if keys.is_empty() { HashSet::new() } else { order::join(&mut transaction, &keys).await? };
@@ -122,7 +145,7 @@ async fn write_on(connection: &mut PgConnection, batch: &[Plan]) -> Result<(Publ
     } else {
         transaction.rollback().await?;
     }
-    Ok((published, lost))
+    Ok(Wrote::Batch(published, lost))
 }
 
 struct PublishedBatch {

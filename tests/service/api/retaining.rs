@@ -383,8 +383,9 @@ async fn events_that_outlast_their_day_have_every_column() {
     past_day(&mut connection, "events", 40).await;
     let event = old_id(&mut connection, 40).await;
     let rows = "insert into events (id, tenant, event_type, payload, content_type, idempotency_key, metadata,
-                                    cloudevents_source, priority, ordering_key, deliver_time, expire_time, trace)
-                values ($1, 'acme', 'a.b', '\\x00ff', 'text/plain', 'k', '{\"m\": \"n\"}', '/s', 1, 'o', now(), now(), '\\x01')";
+                                    cloudevents_source, priority, ordering_key, deliver_time, expire_time,
+                                    trace, routing_note)
+                values ($1, 'acme', 'a.b', '\\x00ff', 'text/plain', 'k', '{\"m\": \"n\"}', '/s', 1, 'o', now(), now(), '\\x01', 'r')";
     sqlx::query(rows).bind(event).execute(&mut connection).await.expect("written");
     let nulls: i64 =
         sqlx::query_scalar("select count(*) from events e, jsonb_each(to_jsonb(e)) c where c.value = 'null'")
