@@ -29,6 +29,7 @@ pub mod settings;
 mod show;
 pub mod stats;
 pub mod tail;
+pub mod tenant;
 pub mod top;
 pub mod verify;
 
@@ -76,6 +77,7 @@ enum Command {
     LogLevel(log_level::Args),
     Key(Box<key::Args>),
     Keys(keys::Args),
+    Tenant(Box<tenant::Args>),
     Endpoint(Box<endpoint::Args>),
     Publish(Box<publish::Args>),
     Event(Box<event::Args>),
@@ -108,6 +110,7 @@ impl Cli {
             Command::LogLevel(args) => log_level::run(args).await,
             Command::Key(args) => key::run(*args).await,
             Command::Keys(args) => keys::run(args).await,
+            Command::Tenant(args) => tenant::run(*args).await,
             Command::Endpoint(args) => endpoint::run(*args).await,
             Command::Publish(args) => publish::run(*args).await,
             Command::Event(args) => event::run(*args).await,

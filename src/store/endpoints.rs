@@ -125,7 +125,8 @@ pub struct LaneEndpoint {
 const FIRST_VERSION: i64 = 1;
 
 /// Takes row locks on the new rows and, unless it is unlisted, on one `tenants` row; `endpoints_external_id` refuses a
-/// taken external id. Nothing is made where there is an unlisted endpoint with the same digest.
+/// taken external id. Nothing is made where there is an unlisted endpoint with the same digest. A tenant's version begins
+/// with the time, so that it never comes back to one that a replica remembers of an erased tenant of the same name.
 const REGISTER: &str = "
 with made as (
   insert into endpoints (id, tenant, url, shown_url, description, event_types, signature_scheme, payload_format,
@@ -139,7 +140,8 @@ with made as (
   on conflict (inline_digest) where inline_digest is not null and delete_time is null do nothing
   returning id
 ), moved as (
-  insert into tenants as t (tenant, config_version) select $2, 1 where $32::bytea is null
+  insert into tenants as t (tenant, config_version)
+  select $2, (extract(epoch from clock_timestamp()) * 1000000)::bigint where $32::bytea is null
   on conflict (tenant) do update set config_version = t.config_version + 1
 ), secret as (
   insert into endpoint_secrets (endpoint_id, version, secret, key_id, create_time, public_key)

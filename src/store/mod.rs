@@ -1,6 +1,6 @@
 //! Every SQL statement of the program, a file for each group of tables. No other module speaks to PostgreSQL.
 //!
-//! The verbs: publish, claim, complete, release, renew, retry, cancel, dismiss, replay; the readers stand in `history`,
+//! The verbs: publish, claim, complete, release, renew, retry, cancel, dismiss, replay, erase; the readers stand in `history`,
 //! `dead_letters`, `stats` and `endpoints`.
 
 mod alerts;
@@ -11,6 +11,7 @@ mod connections;
 mod dead_letters;
 mod directory;
 mod endpoints;
+mod erase;
 mod error;
 mod expire;
 mod failures;
@@ -65,6 +66,7 @@ pub use self::clock::DbClock;
 pub use self::conditions::OpenAlert;
 pub use self::dead_letters::{DeadLetter, DeadLetterFilter, DeadLetterPlace, Dismissal};
 pub use self::endpoints::{DeleteOutcome, EndpointFilter, LaneEndpoint, NewEndpoint, RegisterError, UpdateError};
+pub use self::erase::{Closed, Erased, Erasure};
 pub use self::error::{Error, Result};
 pub use self::failures::FailurePage;
 pub use self::gates::{Failing, Gates, HeldUp};

@@ -9,6 +9,7 @@ mod dead_letters;
 mod delivering;
 mod edge;
 mod endpoints;
+mod erasing;
 mod filtering;
 mod gating;
 mod guarding;
