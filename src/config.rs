@@ -20,9 +20,7 @@ use self::settings::{Built, SETTINGS, Setting};
 pub use self::source::{Effective, Flags, SettingProblems};
 use self::source::{Reader, Source};
 pub(crate) use self::values::parse_span;
-use self::values::{
-    parse_addr, parse_bool, parse_cidrs, parse_ports, parse_rate, parse_roles, parse_within,
-};
+use self::values::{parse_addr, parse_bool, parse_cidrs, parse_ports, parse_rate, parse_roles, parse_within};
 use crate::domain::address::EgressRules;
 use crate::domain::alert::AlertRules;
 use crate::domain::cloudevents::SourceTemplate;

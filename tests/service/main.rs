@@ -4,6 +4,7 @@ mod api;
 mod delivery;
 mod filters;
 mod gates;
+mod healthy;
 mod lists;
 mod order;
 mod plans;

@@ -1,6 +1,8 @@
 //! The plans of the hot statements, with statistics taken while the tables were empty and with those of large ones:
 //! the engine's connections must find every row by index either way. Work is counted in pages, never in time.
 
+use hooklane::domain::id::EndpointId;
+use hooklane::domain::time::Timestamp;
 use hooklane::store::plans::{self, Guarded};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
@@ -129,6 +131,30 @@ async fn check(statement: &Guarded, arguments: &[String], is_held: bool, is_anal
     // and 50,000 rows, each at least a page touched by a scan in index order.
     assert!(explained.pages < 60 * u64::from(BATCH), "{} touched {} pages", statement.name, explained.pages);
     engine.close().await.expect("closes");
+}
+
+/// The pages that a claim of an endpoint's due deliveries touches from a low-water mark on. It is rolled back.
+pub(crate) async fn claim_pages(url: &str, endpoint: EndpointId, from: Timestamp) -> u64 {
+    let mut engine = plans::connect(url).await.expect("connects");
+    let from = if from.micros() == i64::MIN { "-infinity".to_owned() } else { from.to_string() };
+    let arguments = [
+        format!("array['{}']::uuid[]", endpoint.uuid()),
+        "array[64]".to_owned(),
+        format!("array['{from}'::timestamptz]"),
+        "15".to_owned(),
+        "'r'::text".to_owned(),
+        "array[0]".to_owned(),
+        "array[0]".to_owned(),
+        "null".to_owned(),
+        "array[0]::bigint[]".to_owned(),
+        "array[null]::timestamptz[]".to_owned(),
+        "array[2]::smallint[]".to_owned(),
+    ];
+    let arguments = literals(&mut engine, &arguments).await;
+    sqlx::raw_sql("begin").execute(&mut engine).await.expect("begun");
+    let explained = explain(&mut engine, &plans::CLAIM, &arguments).await;
+    sqlx::raw_sql("rollback").execute(&mut engine).await.expect("rolled back");
+    explained.pages
 }
 
 #[tokio::test]

@@ -18,7 +18,7 @@ use hooklane::store::{
 use crate::publish::{event, register};
 use crate::support;
 
-const BEGINNING: Timestamp = Timestamp::from_micros(i64::MIN);
+pub(crate) const BEGINNING: Timestamp = Timestamp::from_micros(i64::MIN);
 
 /// A store with one endpoint and `count` deliveries waiting for it.
 pub(crate) async fn waiting(count: usize) -> (Arc<Store>, String, EndpointId, Vec<DeliveryId>) {
@@ -75,7 +75,7 @@ fn completion(claimed: &Claimed, outcome: AttemptOutcome, settlement: Settlement
     }
 }
 
-fn success(claimed: &Claimed) -> Completion {
+pub(crate) fn success(claimed: &Claimed) -> Completion {
     completion(claimed, AttemptOutcome::Succeeded, Settlement::Succeeded)
 }
 

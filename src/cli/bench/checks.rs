@@ -69,6 +69,16 @@ pub(super) fn of(run: &RunReport) -> Vec<Check> {
                 let off = (limited.delivered_per_s / limited.expected_per_s - 1.0).abs();
                 checks.push(at_most(format!("{name}: delivered/s off the limits by"), off, 0.02));
             }
+            Outcome::Healthy(healthy) => {
+                checks.push(at_most(format!("{name}: missing deliveries"), healthy.missing as f64, 0.0));
+                let claims = healthy.before.claim_ms.zip(healthy.after.claim_ms);
+                checks
+                    .extend(claims.map(|(before, after)| {
+                        at_most(format!("{name}: claim time over before"), after / before, 1.5)
+                    }));
+                let heap = healthy.after.heap_pages as f64 / healthy.held.heap_pages.max(1) as f64;
+                checks.push(at_most(format!("{name}: hot table's pages over those behind the snapshot"), heap, 0.1));
+            }
             Outcome::Sql(sql) => {
                 let wrong = [&sql.idle, &sql.busy].map(|run| run.missing + run.repeated).iter().sum::<u64>();
                 checks.push(at_most(format!("{name}: missing or repeated deliveries"), wrong as f64, 0.0));

@@ -9,6 +9,7 @@ mod callers;
 mod checks;
 mod cluster;
 mod gates;
+mod healthy;
 mod history;
 mod http;
 mod kill;
@@ -61,6 +62,8 @@ Scenarios:
   abuse                callers at --rate beside 10,000 idle streams, and beside floods of resets, pings, oversized lengths
                        and half-open connections
   sql                  `hooklane.publish` in transactions of 16 connections at 5,000/s, and at 20/s of one alone
+  healthy              2,000,000 deliveries while a snapshot is held open, and what claims and the hot table come back to
+                       (minutes: only when named)
   history              `one` with 10,000,000 settled rows and with none (minutes and gigabytes: only when named)
 
 Examples:
@@ -74,7 +77,7 @@ Nothing else should run meanwhile. Use a release build: cargo run --release -- b
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_long_help = DETAILS)]
 pub struct Args {
-    /// Run this scenario only; repeatable [default: all but history]
+    /// Run this scenario only; repeatable [default: all but healthy and history]
     #[arg(long = "scenario", value_name = "NAME", value_enum)]
     scenarios: Vec<Scenario>,
 
@@ -110,6 +113,10 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 10_000_000, value_parser = clap::value_parser!(i64).range(10..))]
     history_rows: i64,
 
+    /// Deliveries of scenario healthy
+    #[arg(long, value_name = "N", default_value_t = 2_000_000, value_parser = clap::value_parser!(u64).range(1_000..))]
+    healthy_deliveries: u64,
+
     /// Events of scenario kill
     #[arg(long, value_name = "N", default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(1_000..))]
     kill_events: u64,
@@ -144,6 +151,7 @@ enum Scenario {
     Replay,
     Abuse,
     Sql,
+    Healthy,
     History,
 }
 
@@ -179,6 +187,7 @@ impl Scenario {
             Self::Replay => "replay",
             Self::Abuse => "abuse",
             Self::Sql => "sql",
+            Self::Healthy => "healthy",
             Self::History => "history",
         }
     }
@@ -199,6 +208,7 @@ impl Scenario {
             | Self::Replay
             | Self::Abuse
             | Self::Sql
+            | Self::Healthy
             | Self::History => None,
         }
     }
@@ -292,6 +302,7 @@ async fn measure(
         (Scenario::Replay, _) => Outcome::Replay(Box::new(replay::run(cluster, args).await?)),
         (Scenario::Abuse, _) => Outcome::Abuse(Box::new(abuse::run(cluster, args).await?)),
         (Scenario::Sql, _) => Outcome::Sql(Box::new(sql::run(cluster, args).await?)),
+        (Scenario::Healthy, _) => Outcome::Healthy(Box::new(healthy::run(cluster, args).await?)),
         (Scenario::History, _) => Outcome::History(Box::new(history::run(cluster, args).await?)),
         (_, Some(shape)) => {
             let hyper_per_s = bare.map_or(f64::NAN, |bare| bare.hyper_per_s);

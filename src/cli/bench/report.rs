@@ -1,4 +1,4 @@
-//! What a run tells: one JSON document, or tables to read.
+//! What a run tells: one JSON document, or tables to read. The file is long because each scenario has its table here.
 
 use std::fmt::Write as _;
 
@@ -9,6 +9,7 @@ use super::backlog::BacklogReport;
 use super::checks::Check;
 use super::cluster::Statement;
 use super::gates::{LimitedReport, RefusingReport};
+use super::healthy::{HealthyReport, Standing};
 use super::history::HistoryReport;
 use super::kill::KillReport;
 use super::limits::Limits;
@@ -55,6 +56,7 @@ pub(super) enum Outcome {
     Replay(Box<ReplayReport>),
     Abuse(Box<AbuseReport>),
     Sql(Box<SqlReport>),
+    Healthy(Box<HealthyReport>),
     Kill(KillReport),
 }
 
@@ -96,6 +98,7 @@ impl RunReport {
                 Outcome::Replay(replay) => write_replay(out, replay)?,
                 Outcome::Abuse(abuse) => write_abuse(out, abuse)?,
                 Outcome::Sql(sql) => write_sql(out, sql)?,
+                Outcome::Healthy(healthy) => write_healthy(out, healthy)?,
             }
         }
         if with_statements {
@@ -231,6 +234,29 @@ fn write_limited(out: &mut String, limited: &LimitedReport) -> std::fmt::Result 
     )
 }
 
+fn write_healthy(out: &mut String, healthy: &HealthyReport) -> std::fmt::Result {
+    writeln!(
+        out,
+        "\nhealthy: {} deliveries in {:.0} s behind an open snapshot, {} missing",
+        healthy.deliveries, healthy.seconds, healthy.missing
+    )?;
+    writeln!(out, "                   heap pages  index pages  dead rows  claim ms    p50 ms    p95 ms    p99 ms")?;
+    let line = |out: &mut String, name: &str, at: &Standing| {
+        writeln!(
+            out,
+            "  {name:<16}{:>11}{:>13}{:>11}{:>10.3}{}",
+            at.heap_pages,
+            at.index_pages,
+            at.dead_rows,
+            at.claim_ms.unwrap_or(f64::NAN),
+            quantiles(&at.run.latency)
+        )
+    };
+    line(out, "before", &healthy.before)?;
+    line(out, "behind it", &healthy.held)?;
+    line(out, "after vacuum", &healthy.after)
+}
+
 fn write_sql(out: &mut String, sql: &SqlReport) -> std::fmt::Result {
     writeln!(out, "\nsql: hooklane.publish, a transaction each, from the call to the arrival")?;
     writeln!(
@@ -353,6 +379,11 @@ fn write_statements(out: &mut String, scenario: &ScenarioReport) -> std::fmt::Re
         Outcome::History(it) => vec![("without", &it.without.statements), ("with", &it.with.statements)],
         Outcome::Refusing(_) | Outcome::Limited(_) | Outcome::Kill(_) | Outcome::Abuse(_) => Vec::new(),
         Outcome::Replay(it) => vec![("without", &it.without.statements), ("with", &it.with.statements)],
+        Outcome::Healthy(it) => vec![
+            ("before", &it.before.run.statements[..]),
+            ("behind it", &it.held.run.statements[..]),
+            ("after vacuum", &it.after.run.statements[..]),
+        ],
         Outcome::Sql(sql) => vec![("16 connections", &sql.statements)],
         Outcome::Stream(stream) => vec![
             ("without a stream", &stream.without_stream.statements[..]),
