@@ -151,6 +151,7 @@ async fn a_rolling_restart_under_load_spends_no_attempt_and_fails_no_call() {
         let old = &mut replicas[place];
         old.signal("TERM").await;
         assert_eq!(old.ended().await.code(), Some(0), "{}", old.log());
+        assert!(!old.log().contains("connections are cut"), "{}", old.log());
         replicas[place] = Replica::start(&url, &[]).await;
         load.spread_over(addresses(&replicas));
     }
