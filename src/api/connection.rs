@@ -2,16 +2,20 @@
 //!
 //! tonic asks a connection at its age to finish (GOAWAY), but then waits for its streams without end; with a grace time
 //! it never asks and only cuts. So the asking is tonic's, and the cut is made here.
+//!
+//! A listener that closes resets whatever the kernel holds for it, and tonic drops a connection that has yet to say what
+//! it wants. Their callers could not tell whether a call was made. So a shutdown first lets in all that have come, and
+//! tonic asks them to finish once each has been heard.
 
 use std::collections::HashMap;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures::Stream;
+use futures::{Stream, StreamExt};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -20,6 +24,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 use tonic::transport::server::Connected;
 
 use super::auth::CertificateName;
@@ -42,6 +48,8 @@ const HANDSHAKES_PER_ADDRESS_MAX: usize = 128;
 /// request of HTTP/1.1 is shorter.
 const PREFACE_MAX: Duration = Duration::from_secs(10);
 const PREFACE_BYTES: usize = 24;
+/// How long a shutdown waits for connections to say what they want.
+const HEARING_MAX: Duration = Duration::from_secs(1);
 
 /// A caller's connection, which ends itself at its age.
 pub(super) struct Connection {
@@ -49,6 +57,8 @@ pub(super) struct Connection {
     info: ConnectionInfo,
     /// What has been read of the preface.
     said: usize,
+    /// Until that is clear.
+    unheard: Option<TaskTrackerToken>,
     cut: Pin<Box<Sleep>>,
     _place: Place,
 }
@@ -85,7 +95,8 @@ struct Neighbours {
     handshakes: Arc<Semaphore>,
 }
 
-/// Connections as they come, ready to speak HTTP, until `shutdown`.
+/// Connections as they come, ready to speak HTTP. After `shutdown` none is accepted but those that the kernel has taken
+/// in by then, and the end is when each has been heard, or had time to be.
 pub(super) fn incoming(
     listener: TcpListener,
     tls: Option<Tls>,
@@ -94,76 +105,139 @@ pub(super) fn incoming(
 ) -> impl Stream<Item = io::Result<Connection>> {
     // What is ready waits for tonic to take it up, which it does at once.
     let (ready, taken) = mpsc::channel(64);
+    let over = CancellationToken::new();
+    let end = over.clone().drop_guard();
+    let entrance = Entrance {
+        tls,
+        per_address_max,
+        places: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+        handshakes: Arc::new(Semaphore::new(HANDSHAKES_MAX)),
+        addresses: Arc::default(),
+        unheard: TaskTracker::new(),
+        ready,
+    };
     tokio::spawn(async move {
-        tokio::select! {
-            () = shutdown.cancelled() => {}
-            () = accept(listener, tls, per_address_max, ready) => {}
+        let _end = end;
+        entrance.accept(&listener, &shutdown).await;
+        entrance.accept_last(listener).await;
+        entrance.unheard.close();
+        if timeout(HEARING_MAX, entrance.unheard.wait()).await.is_err() {
+            tracing::debug!("some connections have yet to say what they want; they are closed");
         }
     });
-    ReceiverStream::new(taken)
+    ReceiverStream::new(taken).take_until(over.cancelled_owned())
 }
 
-async fn accept(
-    listener: TcpListener,
+/// Where connections come in.
+struct Entrance {
     tls: Option<Tls>,
     per_address_max: u32,
+    places: Arc<Semaphore>,
+    handshakes: Arc<Semaphore>,
+    addresses: Arc<Addresses>,
+    /// Holds a token of each connection that has not said what it wants.
+    unheard: TaskTracker,
     ready: mpsc::Sender<io::Result<Connection>>,
-) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
-    let addresses = Arc::new(Addresses::default());
-    loop {
-        // It is never closed.
-        let Ok(any) = Arc::clone(&places).acquire_owned().await else { return };
-        let (stream, address) = match listener.accept().await {
-            Ok((stream, address)) => (stream, address.ip().to_canonical()),
-            Err(error) => {
-                tracing::warn!(%error, "a connection could not be accepted");
-                sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
+}
+
+impl Entrance {
+    async fn accept(&self, listener: &TcpListener, shutdown: &CancellationToken) {
+        let next = async || {
+            // It is never closed.
+            let any = Arc::clone(&self.places).acquire_owned().await.ok()?;
+            Some((listener.accept().await, any))
         };
-        let Some(place) = addresses.enter(address, per_address_max, any) else {
+        while !self.ready.is_closed()
+            && let Some(Some((accepted, any))) = shutdown.run_until_cancelled(next()).await
+        {
+            match accepted {
+                Ok((stream, address)) => self.let_in(stream, address, any).await,
+                Err(error) => {
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Lets in what the kernel has taken in, as far as there is room, and closes the listener at once after the last.
+    async fn accept_last(&self, listener: TcpListener) {
+        // The runtime might not know of the newest yet; the kernel does.
+        let Ok(listener) = listener.into_std() else { return };
+        let mut last = Vec::new();
+        while let Ok(any) = Arc::clone(&self.places).try_acquire_owned()
+            && let Ok((stream, address)) = listener.accept()
+        {
+            last.push((stream, address, any));
+        }
+        drop(listener);
+        for (stream, address, any) in last {
+            let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
+            if let Ok(stream) = stream {
+                self.let_in(stream, address, any).await;
+            }
+        }
+    }
+
+    async fn let_in(&self, stream: TcpStream, address: SocketAddr, any: OwnedSemaphorePermit) {
+        let address = address.ip().to_canonical();
+        let Some(place) = self.addresses.enter(address, self.per_address_max, any) else {
             tracing::debug!(%address, "a connection was refused: its address has as many as it may");
-            continue;
+            return;
         };
         if stream.set_nodelay(true).is_err() {
             // It is closed already.
-            continue;
+            return;
         }
-        match &tls {
+        let unheard = self.unheard.token();
+        match &self.tls {
             None => {
-                if ready.send(Ok(Connection::new(Transport::Plain(stream), place))).await.is_err() {
-                    return;
-                }
+                let connection = Connection::new(Transport::Plain(stream), place, unheard);
+                // Whoever receives is gone where serving has failed.
+                let _ = self.ready.send(Ok(connection)).await;
             }
             Some(tls) => {
-                tokio::spawn(shake_hands(tls.clone(), stream, place, Arc::clone(&handshakes), ready.clone()));
+                let handshake = Handshake {
+                    tls: tls.clone(),
+                    stream,
+                    place,
+                    unheard,
+                    handshakes: Arc::clone(&self.handshakes),
+                    ready: self.ready.clone(),
+                };
+                tokio::spawn(handshake.run());
             }
         }
     }
 }
 
-/// In a task of its own: one that never ends hinders nobody.
-async fn shake_hands(
+/// One TLS handshake, in a task of its own: one that never ends hinders nobody.
+struct Handshake {
     tls: Tls,
     stream: TcpStream,
     place: Place,
+    unheard: TaskTrackerToken,
     handshakes: Arc<Semaphore>,
     ready: mpsc::Sender<io::Result<Connection>>,
-) {
-    let address = place.address;
-    let of_address = Arc::clone(&place.handshakes);
-    let room = timeout(PREFACE_MAX, async { (of_address.acquire().await, handshakes.acquire().await) });
-    let Ok(room) = room.await else { return };
-    match timeout(HANDSHAKE_MAX, TlsAcceptor::from(tls.current()).accept(stream)).await {
-        Ok(Ok(stream)) => {
-            drop(room);
-            // Whoever receives is gone when the process drains.
-            let _ = ready.send(Ok(Connection::new(Transport::Tls(Box::new(stream)), place))).await;
+}
+
+impl Handshake {
+    async fn run(self) {
+        let Self { tls, stream, place, unheard, handshakes, ready } = self;
+        let address = place.address;
+        let of_address = Arc::clone(&place.handshakes);
+        let room = timeout(PREFACE_MAX, async { (of_address.acquire().await, handshakes.acquire().await) });
+        let Ok(room) = room.await else { return };
+        match timeout(HANDSHAKE_MAX, TlsAcceptor::from(tls.current()).accept(stream)).await {
+            Ok(Ok(stream)) => {
+                drop(room);
+                let connection = Connection::new(Transport::Tls(Box::new(stream)), place, unheard);
+                // Whoever receives is gone when the process drains.
+                let _ = ready.send(Ok(connection)).await;
+            }
+            Ok(Err(error)) => tracing::debug!(%address, %error, "a TLS handshake failed"),
+            Err(_) => tracing::debug!(%address, "a TLS handshake took too long"),
         }
-        Ok(Err(error)) => tracing::debug!(%address, %error, "a TLS handshake failed"),
-        Err(_) => tracing::debug!(%address, "a TLS handshake took too long"),
     }
 }
 
@@ -196,7 +270,7 @@ impl Drop for Place {
 }
 
 impl Connection {
-    fn new(stream: Transport, place: Place) -> Self {
+    fn new(stream: Transport, place: Place, unheard: TaskTrackerToken) -> Self {
         let since = Instant::now();
         let names = match &stream {
             Transport::Plain(_) => Vec::new(),
@@ -209,6 +283,7 @@ impl Connection {
             stream,
             info: ConnectionInfo { finish_at: since + AGE_MAX, names: names.into() },
             said: 0,
+            unheard: Some(unheard),
             cut: Box::pin(sleep_until(since + PREFACE_MAX)),
             _place: place,
         }
@@ -219,6 +294,7 @@ impl Connection {
         if self.said < PREFACE_BYTES {
             self.said += bytes;
             if self.said >= PREFACE_BYTES {
+                self.unheard = None;
                 self.cut.as_mut().reset(self.info.finish_at + AGE_GRACE);
             }
         }
@@ -292,5 +368,58 @@ impl AsyncWrite for Connection {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.stream.writing().poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    const PREFACE: &[u8; PREFACE_BYTES] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+    async fn listener() -> (TcpListener, SocketAddr) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+        let address = listener.local_addr().expect("an address");
+        (listener, address)
+    }
+
+    #[tokio::test]
+    async fn a_shutdown_lets_in_all_that_have_come_and_hears_them() {
+        const COUNT: usize = 100;
+        let (listener, address) = listener().await;
+        let mut callers = Vec::new();
+        for _ in 0..COUNT {
+            callers.push(TcpStream::connect(address).await.expect("the kernel takes it in"));
+        }
+        let shutdown = CancellationToken::new();
+        shutdown.cancel();
+        let mut incoming = std::pin::pin!(incoming(listener, None, 1_000, shutdown));
+        let mut connections = Vec::new();
+        for _ in 0..COUNT {
+            connections.push(incoming.next().await.expect("all are let in").expect("accepted"));
+        }
+        assert!(TcpStream::connect(address).await.is_err(), "the listener is closed");
+        for (caller, connection) in callers.iter_mut().zip(&mut connections) {
+            let early = timeout(Duration::ZERO, incoming.next()).await;
+            assert!(early.is_err(), "some have yet to be heard");
+            caller.write_all(PREFACE).await.expect("written");
+            connection.read_exact(&mut [0; PREFACE_BYTES]).await.expect("heard");
+        }
+        assert!(incoming.next().await.is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_shutdown_does_not_wait_for_those_that_say_nothing() {
+        let (listener, address) = listener().await;
+        let _caller = TcpStream::connect(address).await.expect("the kernel takes it in");
+        let shutdown = CancellationToken::new();
+        shutdown.cancel();
+        let mut incoming = std::pin::pin!(incoming(listener, None, 1_000, shutdown));
+        let since = Instant::now();
+        let _connection = incoming.next().await.expect("it is let in").expect("accepted");
+        assert!(incoming.next().await.is_none());
+        assert_eq!(since.elapsed(), HEARING_MAX);
     }
 }

@@ -135,7 +135,8 @@ pub async fn serve(
         .layer(Guard(door))
         .layer(limits)
         .add_routes(routes(services, config, limits, &health, &shutdown))
-        .serve_with_incoming_shutdown(incoming, shutdown.clone().cancelled_owned());
+        // The end of `incoming` is the signal: after it every connection is asked to finish.
+        .serve_with_incoming_shutdown(incoming, std::future::pending());
     health.set_serving(true).await;
     let patience = async {
         shutdown.run_until_cancelled(health.follow(&store)).await;

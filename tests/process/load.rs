@@ -5,7 +5,6 @@
 
 use std::collections::HashMap;
 use std::error::Error as _;
-use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -160,18 +159,12 @@ impl Caller {
     }
 }
 
-/// Whether a call came to its connection when that was closed already, just asked to finish, or not yet taken up by a
-/// service that ended: the kernel had taken it in. tonic's client (0.14) calls these CANCELLED, INTERNAL and UNKNOWN by its
-/// own; the service never knew of them. The second has no type that tells it.
+/// Whether a call came to its connection when that was closed already, or just asked to finish. tonic's client (0.14) calls
+/// these CANCELLED and INTERNAL by its own; the service never knew of them. The latter has no type that tells it.
 fn was_never_sent(refusal: &Status) -> bool {
-    let mut causes = std::iter::successors(refusal.source(), |&cause| cause.source());
-    causes.any(|cause| {
-        let is_reset = |error: &io::Error| error.kind() == io::ErrorKind::ConnectionReset;
-        let is_over = |error: &hyper::Error| {
-            error.is_canceled() || format!("{error:?}").contains("GoAway(b\"\", NO_ERROR, Remote)")
-        };
-        cause.downcast_ref().is_some_and(is_reset) || cause.downcast_ref().is_some_and(is_over)
-    })
+    let causes = std::iter::successors(refusal.source(), |&cause| cause.source());
+    let mut hyper = causes.filter_map(|cause| cause.downcast_ref::<hyper::Error>());
+    hyper.any(|error| error.is_canceled() || format!("{error:?}").contains("GoAway(b\"\", NO_ERROR, Remote)"))
 }
 
 /// A receiver that counts how often each delivery arrived.
