@@ -286,7 +286,7 @@ impl Store {
         for row in &rows {
             match row.try_get::<Option<Uuid>, _>(0)? {
                 Some(_) => {
-                    lost += u64::from(row.try_get::<bool, _>("was_lost")?);
+                    lost += u64::from(row.try_get::<bool, _>(17)?);
                     claims.claimed.push(read_claimed(row)?);
                 }
                 None => claims.refused.push(EndpointId::from_uuid(row.try_get(1)?)),
