@@ -31,6 +31,8 @@ pub struct InboxWalk {
 
 /// Numbers that are waited for one by one; whoever has more transactions open at once waits for a look from the beginning.
 const UNSEEN_MAX: usize = 1_000;
+/// The same before the first look.
+const UNSEEN_AT_FIRST: usize = 100;
 
 impl Default for InboxWalk {
     fn default() -> Self {
@@ -47,11 +49,10 @@ impl InboxWalk {
                 self.unseen.remove(&seq);
                 continue;
             }
-            // Before the first look nothing was seen, and what was there before may be gone.
-            if self.highest > 0 {
-                let newest = seq.saturating_sub(i64::try_from(UNSEEN_MAX).unwrap_or(i64::MAX));
-                self.unseen.extend(newest.max(self.highest + 1)..seq);
-            }
+            // Most of what comes before the first that is ever seen is gone; calls that are under way are not.
+            let waited_for = if self.highest == 0 { UNSEEN_AT_FIRST } else { UNSEEN_MAX };
+            let newest = seq.saturating_sub(i64::try_from(waited_for).unwrap_or(i64::MAX));
+            self.unseen.extend(newest.max(self.highest + 1)..seq);
             self.highest = seq;
         }
         if !is_full {
@@ -179,6 +180,9 @@ mod tests {
         let mut walk = InboxWalk::default();
         walk.see([1_000, 1_001, 1_004].into_iter(), false);
         assert_eq!((walk.after, walk.highest), (1_004, 1_004));
+        assert_eq!(walk.unseen, (900..1_000).chain([1_002, 1_003]).collect());
+        // Those that were under way before the first look.
+        walk.see(900..1_000, false);
         assert_eq!(walk.unseen, BTreeSet::from([1_002, 1_003]));
         // The late one, and those behind it.
         walk.see([1_003, 1_006].into_iter(), false);
