@@ -15,6 +15,11 @@ impl Tenant {
         Self("default".to_owned())
     }
 
+    /// Whether it is [`Self::default_tenant`].
+    pub fn is_default(&self) -> bool {
+        self.0 == "default"
+    }
+
     /// Parses a caller's tenant; empty means [`Self::default_tenant`].
     pub fn parse(text: &str) -> Result<Self, Problem> {
         if text.is_empty() {

@@ -12,6 +12,9 @@ use super::time::Timestamp;
 const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
 /// 26 digits of 5 bits carry 130 bits; the two highest are always zero.
 const DIGITS: usize = 26;
+/// The lower half of a UUIDv7: two bits that say what it is, and 62 random ones.
+const VARIANT: u128 = 0b10 << 62;
+const RAND_B: u128 = 0x3fff_ffff_ffff_ffff;
 
 macro_rules! typed_id {
     ($name:ident, $prefix:literal, $doc:literal) => {
@@ -74,12 +77,20 @@ typed_id!(ReplayId, "rpl", "A replay's id, `rpl_…`.");
 typed_id!(AlertId, "alr", "An alert's id, `alr_…`.");
 typed_id!(KeyId, "key", "An API key's id, `key_…`.");
 
+impl DeliveryId {
+    /// Of a delivery that is made with its event, with 62 bits of the caller's randomness. It begins with the event's
+    /// first 64 bits, so that an event's deliveries are a range of ids.
+    pub const fn of(event: EventId, random: u64) -> Self {
+        let shared = event.0.as_u128() >> 64 << 64;
+        Self(Uuid::from_u128(shared | VARIANT | random as u128 & RAND_B))
+    }
+}
+
 /// A UUIDv7 drawn at `now` with 74 bits of the caller's randomness. Source: RFC 9562, section 5.7.
 pub const fn new_uuid(now: Timestamp, random: u128) -> Uuid {
     let millis = (now.millis() as u128) & 0xffff_ffff_ffff;
     let rand_a = (random >> 64) & 0xfff;
-    let rand_b = random & 0x3fff_ffff_ffff_ffff;
-    Uuid::from_u128(millis << 80 | 7 << 76 | rand_a << 64 | 0b10 << 62 | rand_b)
+    Uuid::from_u128(millis << 80 | 7 << 76 | rand_a << 64 | VARIANT | random & RAND_B)
 }
 
 /// The smallest UUID drawn at or after `time`: bounds of a range over ids, such as one partition's.

@@ -253,8 +253,15 @@ order by d.id desc",
         };
         let range = format!("{RANGE}{days}");
         if self.filter.event.is_some() {
-            // An event's are few: read by `…_event` before anything is sorted, whatever the statistics say.
-            let from = format!("(select * from {name} where event_id = $2 offset 0) d where {range}");
+            let since = if is_settled { " and d.settle_time >= uuid_time($2) - interval '1 hour'" } else { "" };
+            // An event's are few: read by their ids before anything is sorted, whatever the statistics say.
+            let from = format!(
+                "(select * from {name} d
+      where d.id >= deliveries_from($2) and d.id <= deliveries_to($2) and d.event_id = $2{since}
+      union all
+      select * from {name} d where d.id = any(array(select delivery_id from deliveries_apart where event_id = $2)){since}
+      offset 0) d where {RANGE}"
+            );
             return Walk { from, order: "d.id desc" };
         }
         if is_settled && self.filter.endpoint.is_some() {
@@ -263,22 +270,39 @@ order by d.id desc",
             let from = format!("{name} d where d.endpoint_id >= $1 and d.endpoint_id <= $1 and {owner} and {range}");
             return Walk { from, order: "d.endpoint_id desc, d.id desc" };
         }
-        if is_settled && self.filter.tenant.is_some() {
-            let from = format!("{name} d where d.tenant >= $3 and d.tenant <= $3 and {range}");
+        if self.is_by_tenant(table) {
+            let indexed = if table == Table::Succeeded { "d.tenant <> 'default' and " } else { "" };
+            let from = format!("{name} d where {indexed}d.tenant >= $3 and d.tenant <= $3 and {range}");
             return Walk { from, order: "d.tenant desc, d.id desc" };
         }
         Walk { from: format!("{name} d where {range}"), order: "d.id desc" }
+    }
+
+    /// Whether a tenant's rows are walked by an index of their own. The default tenant's SUCCEEDED ones have none: mostly
+    /// they are all there are.
+    fn is_by_tenant(&self, table: Table) -> bool {
+        let is_indexed = |tenant: &Tenant| match table {
+            Table::Outstanding => false,
+            Table::Succeeded => !tenant.is_default(),
+            Table::Failed => true,
+        };
+        self.filter.event.is_none()
+            && self.filter.endpoint.is_none()
+            && self.filter.tenant.as_ref().is_some_and(is_indexed)
     }
 
     /// Whether the walk meets rows that are not wanted.
     fn is_tried(&self, table: Table) -> bool {
         let states = &self.filter.states;
         let is_part = !states.is_empty() && !table.states().iter().all(|state| states.contains(state));
-        let others = self.filter.event.is_some() && (self.filter.endpoint.is_some() || self.filter.tenant.is_some());
-        is_part
-            || others
-            || !self.filter.event_types.is_empty()
-            || (table == Table::Outstanding && (self.filter.endpoint.is_some() || self.filter.tenant.is_some()))
+        // An index has the endpoint's, or the tenant's, of the settled ones.
+        let is_indexed = match (table, self.filter.event, self.filter.endpoint, &self.filter.tenant) {
+            (_, _, None, None) => true,
+            (Table::Outstanding, ..) | (_, Some(_), ..) => false,
+            (_, None, Some(_), _) => true,
+            (_, None, None, Some(_)) => self.is_by_tenant(table),
+        };
+        is_part || !is_indexed || !self.filter.event_types.is_empty()
     }
 
     /// Where a walk stopped short: the last row it looked at. Looked for only where its page is not full.

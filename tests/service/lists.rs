@@ -23,20 +23,21 @@ const LARGE: u32 = 300_000;
 const DAYS: u32 = 2;
 
 /// Fills both settled tables: of 1,000 rows one is of a small tenant and endpoint, one in 3 is not SUCCEEDED, one in
-/// 300 is CANCELED, one in 20 is of a rare type.
+/// 300 is CANCELED, one in 20 is of a rare type, one in 10 was made apart from its event.
 async fn fill(connection: &mut PgConnection, rows: u32) {
     let settled = format!(
         "create temporary table made as
-         select n, (millis || '7' || substr(d, 1, 3) || '8' || substr(d, 4, 15))::uuid as id, at,
+         select n, (millis || '7' || substr(case when n % 10 = 7 then d else e end, 1, 3)
+                    || '8' || substr(d, 4, 15))::uuid as id, at,
                 md5(case when n % 1000 = 0 then 'small' else 'big' || n % 7 end)::uuid as endpoint_id,
-                md5('event' || n / 2)::uuid as event_id,
+                (millis || '7' || substr(e, 1, 3) || '8' || substr(e, 4, 15))::uuid as event_id,
                 case when n % 1000 = 0 then 'small' else 'default' end as tenant,
                 case when n % 20 = 0 then 'order.rare' else 'order.usual' end as event_type
          from generate_series(1, {rows}) n
          cross join lateral (select date_trunc('day', now()) + interval '12 hours' - interval '{DAYS} days'
-                                    + n * interval '1 day' * {DAYS} / {rows} as at) t
+                                    + n / 2 * 2 * interval '1 day' * {DAYS} / {rows} as at) t
          cross join lateral (select lpad(to_hex(floor(extract(epoch from at) * 1000)::bigint), 12, '0') as millis,
-                                    md5(n::text) as d) i;
+                                    md5(n::text) as d, md5('event' || n / 2) as e) i;
          do $$
          begin
            for day in 1..{DAYS} loop
@@ -66,7 +67,9 @@ async fn fill(connection: &mut PgConnection, rows: u32) {
          select distinct on (endpoint_id) endpoint_id, tenant, 'http://h/', 'http://h/', '', '{{}}'::text[], 1, 1, 1000,
                 1000, '{{}}'::jsonb, 1, 1, now(), now()
          from made;
-         analyze settled_succeeded; analyze settled_failed; analyze endpoints;"
+         insert into deliveries_apart (delivery_id, event_id, tenant)
+         select id, event_id, tenant from made where n % 10 = 7;
+         analyze settled_succeeded; analyze settled_failed; analyze endpoints; analyze deliveries_apart;"
     );
     sqlx::raw_sql(AssertSqlSafe(settled)).execute(connection).await.expect("filled");
 }
@@ -80,7 +83,7 @@ async fn made(connection: &mut PgConnection, expression: &str) -> Uuid {
 async fn filters(connection: &mut PgConnection) -> Vec<(&'static str, DeliveryFilter)> {
     let big = EndpointId::from_uuid(made(connection, "md5('big1')::uuid").await);
     let small = EndpointId::from_uuid(made(connection, "md5('small')::uuid").await);
-    let event = EventId::from_uuid(made(connection, "md5('event' || 20000)::uuid").await);
+    let event = EventId::from_uuid(made(connection, "(select event_id from made where n = 20007)").await);
     let tenant = |name: &str| Some(Tenant::parse(name).expect("a tenant"));
     let types = |text: &str| vec![EventPattern::parse(text).expect("a pattern")];
     let noon: i64 = sqlx::query_scalar(

@@ -264,12 +264,14 @@ impl Planner<'_> {
         if (is_new_event || adds) && self.store.backlog.is_full() {
             return Err(PublishError::QueueFull);
         }
-        let deliveries = recipients.into_iter().map(|to| self.plan_delivery(to, &known)).collect();
         // Its caller in SQL was told an id already; that of a repeat is another event's.
         let told = one.taken_from.filter(|place| !place.is_repeat).map(|place| place.id);
         let new_id = || EventId::from_uuid(self.store.clock.new_uuid());
+        let event_id = known.event_id.or(told).unwrap_or_else(new_id);
+        let with = is_new_event.then_some(event_id);
+        let deliveries = recipients.into_iter().map(|to| self.plan_delivery(to, with, &known)).collect();
         Ok(Step::Now(Draft {
-            event_id: known.event_id.or(told).unwrap_or_else(new_id),
+            event_id,
             is_new_event,
             config_version,
             deliveries,
@@ -278,11 +280,15 @@ impl Planner<'_> {
         }))
     }
 
-    fn plan_delivery(&mut self, to: Recipient, known: &idempotency::Known) -> PlannedDelivery {
+    /// `with` is the event that it is made with; one that is added later has an id of its own time.
+    fn plan_delivery(&mut self, to: Recipient, with: Option<EventId>, known: &idempotency::Known) -> PlannedDelivery {
         if let Some(id) = known.deliveries.get(&to.id) {
             return PlannedDelivery { id: *id, to, fate: Fate::Duplicate };
         }
-        let id = DeliveryId::from_uuid(self.store.clock.new_uuid());
+        let id = match with {
+            Some(event) => DeliveryId::of(event, rand::random()),
+            None => DeliveryId::from_uuid(self.store.clock.new_uuid()),
+        };
         let planned = self.planned.entry(to.id).or_default();
         let fate = if self.store.backlog.is_endpoint_full(to.id, *planned) { Fate::QueueFull } else { Fate::Queued };
         *planned += i64::from(fate == Fate::Queued);

@@ -89,6 +89,11 @@ select now(), id, endpoint_id, event_id, 5, 5, priority, 0, $7, tenant, event_ty
 /// Why a delivery failed that never waited.
 const QUEUE_FULL_REASON: &str = "QUEUE_FULL: the endpoint has as many outstanding deliveries as it may";
 
+/// Deliveries that a repeat adds to the first event; their ids do not tell whose they are.
+const APART: &str = "
+insert into deliveries_apart (delivery_id, event_id, tenant)
+select d.id, d.event_id, d.tenant from unnest($1::uuid[], $2::uuid[], $3::text[]) as d (id, event_id, tenant)";
+
 /// Writes a batch in one commit.
 pub(super) async fn write(store: &Store, batch: &[Plan]) -> Result<Written> {
     let began = Instant::now();
@@ -141,6 +146,7 @@ async fn write_on(connection: &mut PgConnection, batch: &[Plan]) -> Result<Wrote
     let published = publish(&mut transaction, batch, &lost, free).await?;
     if published.stale.is_empty() {
         record_refused(&mut transaction, batch, &lost).await?;
+        record_apart(&mut transaction, batch, &lost).await?;
         transaction.commit().await?;
     } else {
         transaction.rollback().await?;
@@ -231,6 +237,19 @@ async fn record_refused(connection: &mut PgConnection, batch: &[Plan], lost: &[u
         .bind(sparse(rows.order_keys))
         .execute(connection)
         .await?;
+    Ok(())
+}
+
+async fn record_apart(connection: &mut PgConnection, batch: &[Plan], lost: &[usize]) -> Result<()> {
+    let added = winners(batch, lost).filter(|plan| !plan.is_new_event);
+    let rows = added.flat_map(|plan| {
+        let tenant = plan.event().tenant.as_str();
+        plan.fresh().map(move |delivery| ((delivery.id.uuid(), plan.event_id.uuid()), tenant))
+    });
+    let ((ids, events), tenants): ((Vec<Uuid>, Vec<Uuid>), Vec<&str>) = rows.unzip();
+    if !ids.is_empty() {
+        sqlx::query(APART).bind(ids).bind(events).bind(tenants).execute(connection).await?;
+    }
     Ok(())
 }
 

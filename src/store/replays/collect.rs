@@ -5,6 +5,7 @@ use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::work::{Locked, Step};
 use crate::domain::delivery::DeliveryState;
+use crate::domain::fields::Tenant;
 use crate::domain::id::uuid_floor;
 use crate::domain::time::Timestamp;
 use crate::store::error::Result;
@@ -34,24 +35,24 @@ pub(super) async fn collect(connection: &mut PgConnection, locked: &Locked, walk
     };
     let after = filter.create_after.map_or(Uuid::nil(), uuid_floor);
     let since = filter.create_after.map_or(i64::MIN, |after| after.micros() - 3_600_000_000);
-    let (walked, matched, last): (i64, i64, Option<Uuid>) =
-        sqlx::query_as(AssertSqlSafe(walk_statement(tables[place % tables.len()], by_ids, endpoint.is_some())))
-            .bind(locked.replay.id.uuid())
-            .bind(filter.tenant.as_str())
-            .bind(endpoint.map(|id| id.uuid()))
-            .bind(filter.deliveries.iter().map(|id| id.uuid()).collect::<Vec<_>>())
-            .bind(filter.endpoints.iter().map(|id| id.uuid()).collect::<Vec<_>>())
-            .bind(after)
-            .bind(filter.create_before.map_or(Uuid::max(), uuid_floor))
-            .bind(locked.walked_to.unwrap_or_default())
-            .bind(PgTime(Timestamp::from_micros(since)))
-            .bind(PgTime(locked.replay.create_time))
-            .bind(states)
-            .bind(regex_of(&filter.event_types))
-            .bind(locked.replay.asked.is_dry_run)
-            .bind(WALK)
-            .fetch_one(connection)
-            .await?;
+    let statement = walk_statement(tables[place % tables.len()], by_ids, endpoint.is_some(), &filter.tenant);
+    let (walked, matched, last): (i64, i64, Option<Uuid>) = sqlx::query_as(AssertSqlSafe(statement))
+        .bind(locked.replay.id.uuid())
+        .bind(filter.tenant.as_str())
+        .bind(endpoint.map(|id| id.uuid()))
+        .bind(filter.deliveries.iter().map(|id| id.uuid()).collect::<Vec<_>>())
+        .bind(filter.endpoints.iter().map(|id| id.uuid()).collect::<Vec<_>>())
+        .bind(after)
+        .bind(filter.create_before.map_or(Uuid::max(), uuid_floor))
+        .bind(locked.walked_to.unwrap_or_default())
+        .bind(PgTime(Timestamp::from_micros(since)))
+        .bind(PgTime(locked.replay.create_time))
+        .bind(states)
+        .bind(regex_of(&filter.event_types))
+        .bind(locked.replay.asked.is_dry_run)
+        .bind(WALK)
+        .fetch_one(connection)
+        .await?;
     step.matched = matched;
     (step.walk, step.walked_to) = if walked < WALK { (Some(walk + 1), None) } else { (Some(walk), last) };
     Ok(step)
@@ -70,13 +71,15 @@ fn tables(states: &[DeliveryState]) -> Vec<&'static str> {
 /// Looks at the next rows by `…_endpoint`, `…_tenant` or `…_pkey`, in the order of ids, and makes items of those that
 /// match. What settled after the replay was started is not in it, so that it never meets what it made fail again. The
 /// column before the id is bounded on both sides, as in `lists`.
-fn walk_statement(table: &str, by_ids: bool, by_endpoint: bool) -> String {
+fn walk_statement(table: &str, by_ids: bool, by_endpoint: bool, tenant: &Tenant) -> String {
+    let is_succeeded = table == "settled_succeeded";
     let (path, order) = match (by_ids, by_endpoint) {
         (true, _) => ("d.id = any($4::uuid[])", "d.id"),
         (_, true) => ("d.endpoint_id >= $3::uuid and d.endpoint_id <= $3::uuid", "d.endpoint_id, d.id"),
-        _ => ("d.tenant >= $2::text and d.tenant <= $2::text", "d.tenant, d.id"),
+        _ if !is_succeeded => ("d.tenant >= $2::text and d.tenant <= $2::text", "d.tenant, d.id"),
+        _ if tenant.is_default() => ("true", "d.id"),
+        _ => ("d.tenant <> 'default' and d.tenant >= $2::text and d.tenant <= $2::text", "d.tenant, d.id"),
     };
-    let is_succeeded = table == "settled_succeeded";
     let state = if is_succeeded { "4::smallint" } else { "d.state" };
     // One that was deleted as a dead letter is replayed by its id alone.
     let dismissed = if is_succeeded || by_ids { "false" } else { "d.dismiss_time is not null" };

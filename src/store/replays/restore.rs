@@ -56,6 +56,8 @@ with found as materialized (
   from found
 ), marked as (
   insert into replay_deliveries (delivery_id, replay_id) select new_id, $5 from found
+), apart as (
+  insert into deliveries_apart (delivery_id, event_id, tenant) select new_id, event_id, tenant from found
 ), told as (
   insert into timeline (time, delivery_id, endpoint_id, event_id, kind, state, priority, attempt_count,
                         next_attempt_at, tenant, event_type)

@@ -200,6 +200,9 @@ async fn succeeded_deliveries_are_made_anew_only_when_they_are_listed() {
     assert_eq!((whole.replay_of.as_str(), whole.attempts[0].trigger()), (started.id.as_str(), AttemptTrigger::Replay));
     let kept = service.delivery(&id).await;
     assert_eq!((kept.state(), kept.attempts.len(), kept.replay_of.as_str()), (DeliveryState::Succeeded, 1, ""));
+    let event = GetEventRequest { event_id: first.event_id };
+    let event = service.client.clone().get_event(event).await.expect("read").into_inner();
+    assert_eq!(event.deliveries.iter().map(|one| &one.id).collect::<Vec<_>>(), [&made.id, &id], "newest first");
 }
 
 #[tokio::test]

@@ -101,6 +101,9 @@ async fn age(connection: &mut PgConnection, event: &str, ago: u64) -> EventId {
         let follow = AssertSqlSafe(format!("update {table} set event_id = $2 where event_id = $1"));
         sqlx::query(follow).bind(event.uuid()).bind(old).execute(&mut *connection).await.expect("followed");
     }
+    // Their ids are not of that time.
+    let apart = "insert into deliveries_apart select id, event_id, tenant from deliveries where event_id = $1";
+    sqlx::query(apart).bind(old).execute(&mut *connection).await.expect("noted");
     EventId::from_uuid(old)
 }
 
@@ -304,12 +307,13 @@ async fn a_delivery_that_waits_longer_than_its_days_retention_keeps_its_payload(
     assert!(String::from_utf8_lossy(&body).contains(r#""data":{"kept": "beyond its day"}"#));
 
     // It can be sent anew as long as the delivery is kept; after that nothing needs it.
-    assert_eq!(store.prune_kept().await.expect("pruned"), 0);
+    assert_eq!(store.prune_kept().await.expect("pruned"), 1, "whose the canceled one was");
+    assert_eq!(count(&mut connection, "events_kept").await, 1);
     past_day(&mut connection, "settled_succeeded", 40).await;
     let long_ago = "update settled_succeeded set settle_time = date_trunc('day', now()) - interval '40 days' + interval '12 hours'";
     sqlx::raw_sql(long_ago).execute(&mut connection).await.expect("settled long ago");
     retire_all(&store).await;
-    assert_eq!(store.prune_kept().await.expect("pruned"), 1);
+    assert_eq!(store.prune_kept().await.expect("pruned"), 2, "the event, and whose its delivery was");
     assert_eq!(get_event(&service, event).await.expect_err("nothing needs it"), Code::NotFound);
     assert_eq!(count(&mut connection, "events_kept").await, 0);
 }
@@ -403,4 +407,48 @@ async fn events_that_outlast_their_day_have_every_column() {
     let after: serde_json::Value =
         sqlx::query_scalar(select("events_kept")).fetch_one(&mut connection).await.expect("one");
     assert_eq!(before, after);
+}
+
+#[tokio::test]
+async fn an_event_is_kept_whichever_table_its_delivery_is_in() {
+    const TABLES: [(&str, &str, &str); 3] = [
+        ("outstanding", "due_at, state", "now() + interval '1 day', 1"),
+        ("settled_succeeded", "settle_time, claim_gen, attempt_count, last_status", "now(), 1, 1, 200"),
+        (
+            "settled_failed",
+            "settle_time, claim_gen, attempt_count, last_status, state, reason",
+            "now(), 1, 1, 500, 5, 'r'",
+        ),
+    ];
+    let url = support::database().await;
+    let mut connection = support::connection(&url).await;
+    past_day(&mut connection, "events", 40).await;
+    let mut needed = Vec::new();
+    for place in 0..=TABLES.len() {
+        let event = old_id(&mut connection, 40).await;
+        let row =
+            "insert into events (id, tenant, event_type, payload, content_type) values ($1, 't', 'a', '1', 'a/b')";
+        sqlx::query(row).bind(event).execute(&mut connection).await.expect("written");
+        // One has no delivery.
+        let Some((table, columns, values)) = TABLES.get(place) else { break };
+        let made = format!(
+            "insert into {table} (id, endpoint_id, event_id, priority, payload_format, tenant, event_type, {columns})
+             values ($2, $1, $1, 2, 1, 't', 'a', {values})"
+        );
+        let delivery = DeliveryId::of(EventId::from_uuid(event), u64::MAX).uuid();
+        let made = sqlx::query(AssertSqlSafe(made)).bind(event).bind(delivery).execute(&mut connection);
+        made.await.expect("written");
+        needed.push(event);
+    }
+    let store = store_with(&url, Retention::default()).await;
+    retire_all(&store).await;
+    assert_eq!(store.prune_kept().await.expect("pruned"), 0);
+    let kept: Vec<Uuid> =
+        sqlx::query_scalar("select id from events_kept").fetch_all(&mut connection).await.expect("read");
+    assert_eq!(kept.into_iter().collect::<BTreeSet<_>>(), needed.iter().copied().collect());
+    for (left, (table, ..)) in [2, 1, 0].into_iter().zip(TABLES) {
+        sqlx::raw_sql(AssertSqlSafe(format!("delete from {table}"))).execute(&mut connection).await.expect("gone");
+        assert_eq!(store.prune_kept().await.expect("pruned"), 1, "{table}");
+        assert_eq!(count(&mut connection, "events_kept").await, left);
+    }
 }
