@@ -11,15 +11,15 @@ use std::time::Instant;
 use bytes::Bytes;
 use futures::TryFutureExt as _;
 use futures::future::BoxFuture;
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::{Frame, SizeHint};
 use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::{Layer, Service};
 
 use super::auth::Method;
-use super::under_way::answering;
-use crate::domain::trace::TraceContext;
+use super::under_way::UnderWay;
+use crate::domain::trace::{TraceContext, TraceState};
 use crate::store::Store;
 use crate::telemetry::metrics::{Call, Metrics};
 use crate::telemetry::traces::{Span, Traces};
@@ -57,21 +57,35 @@ where
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let Named { name, is_stream, is_call } = name(request.uri().path());
-        let parent = request.headers().get(TRACEPARENT).and_then(|value| TraceContext::parse(value.to_str().ok()?));
-        let (mut trace, mut context) = (None, parent);
-        if let Some(traces) = self.store.traces().filter(|_| is_call) {
-            let span = traces.begin_call(name, parent, self.store.clock().now());
-            // Where we record nothing, what follows goes on with the caller's trace, and nothing of it is recorded.
-            context = span.as_ref().map(Span::context).or(parent.map(TraceContext::unrecorded));
-            trace = span.map(|span| Box::new((traces.clone(), Arc::clone(&self.store), span)));
+        let parent = parent(request.headers());
+        let (mut trace, mut context) = (None, None);
+        if let Some(traces) = self.store.traces().filter(|_| is_call)
+            && let Some(span) = traces.begin_call(name, parent.as_ref(), self.store.clock().now())
+        {
+            context = Some(span.context().clone());
+            trace = Some(Box::new((traces.clone(), Arc::clone(&self.store), span)));
+        } else if let Some(parent) = parent {
+            // Where we could record and do not, nothing of what follows is recorded.
+            let is_left_out = is_call && self.store.traces().is_some();
+            context = Some(if is_left_out { parent.into_unrecorded() } else { parent });
         }
-        let running = Running::of(self.store.metrics(), name, is_stream, trace);
+        let under_way = UnderWay { name, trace_id: context.as_ref().map(TraceContext::trace_id) };
+        let running = Running::of(self.store.metrics(), under_way, is_stream, trace);
         if let Some(context) = context {
             request.extensions_mut().insert(context);
         }
-        let answered = answering(name, self.inner.call(request));
+        let answered = under_way.answering(self.inner.call(request));
         Box::pin(answered.map_ok(|response| measured(response, running)))
     }
+}
+
+/// The trace that a call came with.
+fn parent(headers: &HeaderMap) -> Option<TraceContext> {
+    let context = TraceContext::parse(headers.get(TRACEPARENT)?.to_str().ok()?)?;
+    let states = headers.get_all(TRACESTATE).iter().map(HeaderValue::to_str);
+    // A list that breaks the rules counts as none.
+    let state = states.collect::<Result<Vec<_>, _>>().ok().and_then(TraceState::parse);
+    Some(context.with_state(state))
 }
 
 /// An answer whose end is counted.
@@ -92,7 +106,7 @@ fn measured(response: Response<Body>, mut running: Running) -> Response<Body> {
 
 /// The trace that a call belongs to: one that is recorded here, or its caller's.
 pub(super) fn trace_of<T>(request: &tonic::Request<T>) -> Option<TraceContext> {
-    request.extensions().get().copied()
+    request.extensions().get().cloned()
 }
 
 /// A span of a call, and where it is to be recorded.
@@ -100,6 +114,7 @@ type Traced = (Traces, Arc<Store>, Span);
 
 /// A call under way. One that is dropped was given up by its caller.
 struct Running {
+    under_way: UnderWay,
     call: Arc<Call>,
     trace: Option<Box<Traced>>,
     /// `None` of a stream.
@@ -108,8 +123,9 @@ struct Running {
 }
 
 impl Running {
-    fn of(metrics: &Metrics, name: &'static str, is_stream: bool, trace: Option<Box<Traced>>) -> Self {
-        Self { call: metrics.calls.of(name), trace, began: (!is_stream).then(Instant::now), has_ended: false }
+    fn of(metrics: &Metrics, under_way: UnderWay, is_stream: bool, trace: Option<Box<Traced>>) -> Self {
+        let (call, began) = (metrics.calls.of(under_way.name), (!is_stream).then(Instant::now));
+        Self { under_way, call, trace, began, has_ended: false }
     }
 
     fn end(&mut self, code: Code) {
@@ -157,6 +173,7 @@ fn name(path: &str) -> Named {
 
 /// Of W3C's trace context.
 const TRACEPARENT: &str = "traceparent";
+const TRACESTATE: &str = "tracestate";
 const OTHER: &str = "other";
 
 fn code(headers: &HeaderMap) -> Option<Code> {
@@ -174,7 +191,8 @@ impl http_body::Body for MeasuredBody {
     type Error = Status;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        let under_way = self.running.under_way;
+        let frame = ready!(under_way.going_on(|| Pin::new(&mut self.body).poll_frame(cx)));
         match &frame {
             Some(Ok(frame)) => {
                 if let Some(code) = frame.trailers_ref().and_then(code) {
@@ -209,7 +227,8 @@ mod tests {
     async fn counted(path: &str, answer: Response<Body>, reads: bool) -> String {
         let metrics = Metrics::new(0).expect("metrics");
         let Named { name, is_stream, .. } = name(path);
-        let body = measured(answer, Running::of(&metrics, name, is_stream, None)).into_body();
+        let body =
+            measured(answer, Running::of(&metrics, UnderWay { name, trace_id: None }, is_stream, None)).into_body();
         if reads {
             let _ = body.collect().await;
         } else {

@@ -48,7 +48,7 @@ impl Webhooks {
         let checked: Vec<Result<(), Status>> = (request.requests.into_iter().enumerate())
             .map(|(place, request)| {
                 let event = self.checked(caller, request, Violations::of_request(place))?;
-                events.push(NewEvent { trace, ..event });
+                events.push(NewEvent { trace: trace.clone(), ..event });
                 Ok(())
             })
             .collect();

@@ -222,10 +222,10 @@ impl From<PublishError> for Status {
 impl From<store::Error> for Status {
     fn from(error: store::Error) -> Self {
         if error.is_passing() {
-            tracing::warn!(%error, call = under_way::call(), "a call was refused: the database did not answer");
+            tracing::warn!(%error, call = under_way::call(), trace_id = under_way::trace_id(), "a call was refused: the database did not answer");
             return store_unavailable();
         }
-        tracing::error!(%error, call = under_way::call(), "a call failed in the database");
+        tracing::error!(%error, call = under_way::call(), trace_id = under_way::trace_id(), "a call failed in the database");
         internal()
     }
 }

@@ -11,7 +11,7 @@ use super::convert::endpoint::REDACTED;
 use super::convert::event::check_json;
 use super::convert::{Violations, optional_event_type};
 use super::service::Webhooks;
-use super::{proto, status};
+use super::{proto, status, under_way};
 use crate::domain::Problem;
 use crate::domain::attempt::{Attempt, AttemptTrigger};
 use crate::domain::endpoint::Endpoint;
@@ -85,14 +85,15 @@ impl Webhooks {
         let target = Target::new(&lane.url, Signer::of(&lane.secrets), lane.timeout)?;
         let target = target.with_headers(&lane.headers).with_tls(&lane.tls);
         let now = store.clock().now();
+        let delivery_id = DeliveryId::from_uuid(store.clock().new_uuid());
         let outgoing = Outgoing {
             target: &target,
             event,
-            delivery_id: DeliveryId::from_uuid(store.clock().new_uuid()),
+            delivery_id,
             format: endpoint.spec.payload_format,
             attempt: 1,
             now,
-            trace: None,
+            trace: event.trace_of_attempt(delivery_id, 1),
         };
         let sent = self.services.egress.headers(&outgoing);
         let result = self.services.egress.send(outgoing).await;
@@ -122,6 +123,6 @@ impl Webhooks {
 
 /// A stored address that nothing can be sent to, which no checked one is.
 fn unsendable(problem: &Problem) -> Status {
-    tracing::error!(%problem, "a test request could not be made");
+    tracing::error!(%problem, call = under_way::call(), trace_id = under_way::trace_id(), "a test request could not be made");
     status::internal()
 }

@@ -1,7 +1,6 @@
 //! An event: what a caller publishes, and what is kept of it.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -10,11 +9,11 @@ use sha2::{Digest as _, Sha256};
 use super::cloudevents::Source;
 use super::endpoint::EndpointSpec;
 use super::fields::{ContentType, Tenant};
-use super::id::{EndpointId, EventId};
+use super::id::{DeliveryId, EndpointId, EventId};
 use super::pattern::EventType;
 use super::schedule::Schedule;
 use super::secret::Secret;
-use super::trace::TraceContext;
+use super::trace::{TraceContext, TraceId};
 
 /// A published event as the database holds it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,11 +41,16 @@ pub struct Event {
 }
 
 impl Event {
-    /// The id by which everything that belongs to it is found in logs and traces, as receivers are told it: 32
-    /// hexadecimal digits. Where no trace came with it, it is its own.
-    pub fn trace_id(&self) -> impl fmt::Display + use<> {
-        let id = self.trace.map_or_else(|| self.id.uuid().as_u128(), TraceContext::trace_id);
-        fmt::from_fn(move |f| write!(f, "{id:032x}"))
+    /// The id by which everything that belongs to it is found in logs and traces, as receivers are told it. Where no
+    /// trace came with it, it is its own.
+    pub fn trace_id(&self) -> TraceId {
+        self.trace.as_ref().map_or_else(|| TraceId::of_event(self.id), TraceContext::trace_id)
+    }
+
+    /// The place in that trace that the receiver of an attempt is told of where the attempt is not recorded: the
+    /// publisher's.
+    pub fn trace_of_attempt(&self, delivery: DeliveryId, attempt: u32) -> TraceContext {
+        self.trace.clone().unwrap_or_else(|| TraceContext::of_attempt(self.id, delivery, attempt))
     }
 }
 
@@ -100,6 +104,11 @@ impl InlineEndpoint {
 }
 
 impl NewEvent {
+    /// Its trace, where it came with one or one is recorded. It has no id of its own yet.
+    pub fn trace_id(&self) -> Option<TraceId> {
+        self.trace.as_ref().map(TraceContext::trace_id)
+    }
+
     /// Whether it goes to whoever wants it.
     pub const fn is_fan_out(&self) -> bool {
         self.endpoint_ids.is_empty() && self.inline_endpoint.is_none()

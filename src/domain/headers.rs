@@ -30,7 +30,7 @@ const OF_THE_CONNECTION: [&str; 13] = [
     "upgrade",
 ];
 /// What every request has from us.
-const OURS: [&str; 4] = ["content-type", "idempotency-key", "traceparent", "user-agent"];
+const OURS: [&str; 5] = ["content-type", "idempotency-key", "traceparent", "tracestate", "user-agent"];
 const OUR_PREFIXES: [&str; 3] = ["x-webhook-", "webhook-", "ce-"];
 
 impl OwnHeaders {

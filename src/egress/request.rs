@@ -33,8 +33,10 @@ const X_WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("x-webhook-times
 const X_WEBHOOK_ATTEMPT: HeaderName = HeaderName::from_static("x-webhook-attempt");
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+/// Only where the publisher sent one.
+const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
-/// Headers besides signature, CloudEvents attributes, authorization and the endpoint's own: the seven above, host, user agent, content type and (hyper's) length.
+/// Headers besides signature, CloudEvents attributes, authorization, `tracestate` and the endpoint's own: the first seven above, host, user agent, content type and (hyper's) length.
 /// Counted exactly: at twelve in all, the usual number, a map takes 1.3 KB, and 2.5 KB from thirteen on.
 const HEADERS_ALWAYS: usize = 11;
 
@@ -132,13 +134,13 @@ pub struct Outgoing<'a> {
     pub attempt: u32,
     /// The time that is signed.
     pub now: Timestamp,
-    /// What the receiver's spans belong to; `None` for a trace of the event's own that nobody records.
-    pub trace: Option<TraceContext>,
+    /// What the receiver's spans belong to.
+    pub trace: TraceContext,
 }
 
 /// The request an endpoint receives.
 pub(super) fn assemble(outgoing: &Outgoing<'_>, user_agent: &HeaderValue) -> Request<Body> {
-    let Outgoing { target, event, delivery_id, format, attempt, now, trace } = *outgoing;
+    let Outgoing { target, event, delivery_id, format, attempt, now, ref trace } = *outgoing;
     let body = body::render(event, format);
     let event_id = event.id.to_string();
     let signature = target.signer.sign(&event_id, now, &body.bytes);
@@ -166,11 +168,14 @@ pub(super) fn assemble(outgoing: &Outgoing<'_>, user_agent: &HeaderValue) -> Req
         (X_WEBHOOK_TIMESTAMP, format_args!("{}", now.seconds())),
         (X_WEBHOOK_ATTEMPT, format_args!("{attempt}")),
         (IDEMPOTENCY_KEY, format_args!("{key}")),
-        (TRACEPARENT, format_args!("{}", Traceparent { trace, event, delivery_id, attempt })),
+        (TRACEPARENT, format_args!("{trace}")),
     ] {
         if let Some(value) = values.write(value) {
             headers.insert(name, value);
         }
+    }
+    if let Some(value) = trace.state().and_then(|state| HeaderValue::from_str(state.as_str()).ok()) {
+        headers.insert(TRACESTATE, value);
     }
     for (name, value) in body.headers.into_iter().chain(signature) {
         if let Ok(value) = HeaderValue::try_from(value) {
@@ -192,27 +197,6 @@ impl Values {
     fn write(&mut self, value: fmt::Arguments<'_>) -> Option<HeaderValue> {
         self.0.write_fmt(value).ok()?;
         HeaderValue::from_maybe_shared(self.0.split().freeze()).ok()
-    }
-}
-
-/// The given trace context, or one of our own: the event's id is the trace, so all deliveries and attempts of an event
-/// correlate; the span tells them apart. Not sampled: we record no trace of it.
-struct Traceparent<'a> {
-    trace: Option<TraceContext>,
-    event: &'a Event,
-    delivery_id: DeliveryId,
-    attempt: u32,
-}
-
-impl fmt::Display for Traceparent<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(trace) = self.trace {
-            return trace.fmt(f);
-        }
-        let (_, low) = self.delivery_id.uuid().as_u64_pair();
-        // All zeros is not a span id.
-        let span = (low ^ u64::from(self.attempt)).max(1);
-        write!(f, "00-{:032x}-{span:016x}-00", self.event.id.uuid().as_u128())
     }
 }
 
@@ -272,7 +256,7 @@ mod tests {
                     format: PayloadFormat::Envelope,
                     attempt,
                     now: Timestamp::from_micros(seconds * 1_000_000),
-                    trace: None,
+                    trace: event.trace_of_attempt(DeliveryId::from_uuid(uuid::Uuid::from_u128(delivery_id)), attempt),
                 };
                 parts(assemble(&outgoing, &user_agent))
             };

@@ -17,7 +17,6 @@ use crate::domain::id::EndpointId;
 use crate::domain::time::Timestamp;
 use crate::egress::Outgoing;
 use crate::store::{AttemptRecord, CANCELED_REASON, Claimed, Completion, Settlement};
-use crate::telemetry::traces::Span;
 
 /// A claim with everything its request needs.
 pub(super) struct Ready {
@@ -56,11 +55,17 @@ pub(super) async fn run(shared: Arc<Shared>, ready: Ready, ended: mpsc::Unbounde
     if let Some(settlement) = without_request(&ready.claimed, shared.store.clock().now()) {
         let _ = ended.send(nothing);
         told::of_unsent(&ready.claimed, Some(&ready.event), &settlement);
-        return shared.record(completion_without_request(&ready.claimed, settlement), None).await;
+        let completion = completion_without_request(&ready.claimed, Some(&ready.event), settlement);
+        return shared.record(completion, None).await;
     }
     let Ready { claimed, endpoint, event, .. } = ready;
     let now = shared.store.clock().now();
     let span = spans::begin_attempt(&shared, &claimed, &event, &endpoint.target, now);
+    // Where we record nothing, the receiver goes on with the publisher's trace.
+    let trace = match &span {
+        Some(span) => span.context().clone(),
+        None => event.trace_of_attempt(claimed.id, claimed.attempt),
+    };
     let outgoing = Outgoing {
         target: &endpoint.target,
         event: &event,
@@ -68,14 +73,12 @@ pub(super) async fn run(shared: Arc<Shared>, ready: Ready, ended: mpsc::Unbounde
         format: claimed.format,
         attempt: claimed.attempt,
         now,
-        // Where we record nothing, the receiver goes on with the publisher's trace.
-        trace: span.as_ref().map(Span::context).or(event.trace),
+        trace: trace.clone(),
     };
     let under_way = &shared.store.metrics().requests_in_flight;
     under_way.inc();
     let result = shared.egress.send(outgoing).await;
     under_way.dec();
-    let trace = span.as_ref().map(Span::context);
     if let Some(span) = span {
         spans::end_attempt(&shared, span, &result);
     }
@@ -107,8 +110,8 @@ pub(super) async fn run(shared: Arc<Shared>, ready: Ready, ended: mpsc::Unbounde
             url: Arc::clone(&endpoint.shown_url),
             result,
             is_operational: event.event_type.is_operational(),
-            trace,
         }),
+        trace: Some(trace),
         settlement,
         order_key: claimed.order_key,
     };
@@ -127,14 +130,19 @@ pub(super) fn without_request(claimed: &Claimed, now: Timestamp) -> Option<Settl
     })
 }
 
-/// Ends a claim without a request: the attempt it would have been is not counted.
-pub(super) fn completion_without_request(claimed: &Claimed, settlement: Settlement) -> Completion {
+/// Ends a claim without a request: the attempt it would have been is not counted. Its event where that was read.
+pub(super) fn completion_without_request(
+    claimed: &Claimed,
+    event: Option<&Event>,
+    settlement: Settlement,
+) -> Completion {
     Completion {
         id: claimed.id,
         endpoint: claimed.endpoint,
         claim_gen: claimed.claim_gen,
         attempt_count: claimed.attempt.saturating_sub(1),
         attempt: None,
+        trace: event.map(|event| event.trace_of_attempt(claimed.id, claimed.attempt)),
         settlement,
         order_key: claimed.order_key.clone(),
     }

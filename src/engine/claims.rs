@@ -7,8 +7,10 @@ use std::time::{Duration, Instant};
 use super::attempt::{self, Ready};
 use super::roster::Current;
 use super::{Shared, spans};
-use crate::domain::id::EndpointId;
-use crate::store::{self, Claimed, Claims, Elsewhere, LEASE, LaneRequest};
+use crate::domain::event::Event;
+use crate::domain::id::{EndpointId, EventId};
+use crate::store::{self, Claimed, Claims, Elsewhere, LEASE, LaneRequest, Settlement};
+use crate::telemetry::log::few;
 
 /// What a claim gave.
 #[derive(Default)]
@@ -17,6 +19,8 @@ pub(super) struct Done {
     pub(super) claimed: Vec<Claimed>,
     /// What of it can be sent.
     pub(super) ready: Vec<Ready>,
+    /// Events of those that fail without a request.
+    pub(super) unsent_events: HashMap<EventId, Arc<Event>>,
     /// What others have in flight at the endpoints that were asked about.
     pub(super) elsewhere: Vec<Elsewhere>,
     /// Lanes that have to learn first what lets their requests through.
@@ -39,18 +43,23 @@ pub(super) async fn claim(shared: &Shared, asked: &mut [LaneRequest], unsure: &[
         request.held += u32::try_from(held).unwrap_or(u32::MAX / 2);
     }
     let (began, start_by) = (shared.store.clock().now(), Instant::now() + LEASE - START_MARGIN);
-    let Claims { mut claimed, refused } = shared.store.claim(asked).await?;
-    if claimed.is_empty() {
+    let Claims { mut claimed, lost, refused } = shared.store.claim(asked).await?;
+    let Some(at) = claimed.first().map(|one| one.claimed_at) else {
         return Ok(Done { elsewhere, refused, ..Done::default() });
+    };
+    if !lost.is_empty() {
+        let store = Arc::clone(&shared.store);
+        // What was claimed does not wait for it.
+        tokio::spawn(async move { store.tell_of_lost(&lost, at).await });
     }
     match prepare(shared, &claimed, start_by).await {
-        Ok((ready, unreadable)) => {
+        Ok(Prepared { ready, unsent_events, unreadable }) => {
             if !unreadable.is_empty() {
                 let is_back = |one: &mut Claimed| unreadable.contains(&one.endpoint) && is_sendable(one);
                 release(shared, claimed.extract_if(.., is_back).collect()).await;
             }
             spans::of_claim(shared, &ready, began);
-            Ok(Done { claimed, ready, elsewhere, refused, unreadable })
+            Ok(Done { claimed, ready, unsent_events, elsewhere, refused, unreadable })
         }
         Err(error) => {
             // Claimed but not to be sent now: better handed back than left to lapse.
@@ -65,16 +74,24 @@ fn is_sendable(one: &Claimed) -> bool {
     attempt::without_request(one, one.claimed_at).is_none()
 }
 
-/// What can be sent, and the endpoints that cannot be read.
-async fn prepare(
-    shared: &Shared,
-    claimed: &[Claimed],
-    start_by: Instant,
-) -> store::Result<(Vec<Ready>, Vec<EndpointId>)> {
+/// What a claim needs besides its rows.
+struct Prepared {
+    ready: Vec<Ready>,
+    unsent_events: HashMap<EventId, Arc<Event>>,
+    unreadable: Vec<EndpointId>,
+}
+
+/// Reads what can be sent.
+async fn prepare(shared: &Shared, claimed: &[Claimed], start_by: Instant) -> store::Result<Prepared> {
     let sendable = || claimed.iter().filter(|one| is_sendable(one));
+    // Nobody has to be told whose deliveries are canceled or expired.
+    let failing = claimed
+        .iter()
+        .filter(|one| matches!(attempt::without_request(one, one.claimed_at), Some(Settlement::Failed(_))));
     let versions = sendable().map(|one| (one.endpoint, one.endpoint_version)).collect();
     let Current { endpoints, unreadable } = shared.roster.current(&shared.store, &versions).await?;
-    let events = shared.store.payloads(&sendable().map(|one| one.event).collect::<Vec<_>>()).await?;
+    let wanted: Vec<EventId> = sendable().chain(failing.clone()).map(|one| one.event).collect();
+    let events = shared.store.payloads(&wanted).await?;
     let ready = |one: &Claimed| {
         Some(Ready {
             claimed: one.clone(),
@@ -83,7 +100,9 @@ async fn prepare(
             start_by,
         })
     };
-    Ok((sendable().filter_map(ready).collect(), unreadable))
+    let ready = sendable().filter_map(ready).collect();
+    let unsent_events = failing.filter_map(|one| Some((one.event, Arc::clone(events.get(&one.event)?)))).collect();
+    Ok(Prepared { ready, unsent_events, unreadable })
 }
 
 /// Hands claims back that were never started.
@@ -93,6 +112,12 @@ pub(super) async fn release(shared: &Shared, claimed: Vec<Claimed>) {
     }
     let claims: Vec<_> = claimed.iter().map(|one| (one.id, one.claim_gen)).collect();
     if let Err(error) = shared.store.release(&claims).await {
-        tracing::warn!(%error, claims = claims.len(), "claims were not handed back; their leases will lapse");
+        let deliveries = claimed.iter().map(|one| one.id);
+        tracing::warn!(
+            %error,
+            claims = claims.len(),
+            deliveries = %few(deliveries),
+            "claims were not handed back; their leases will lapse"
+        );
     }
 }

@@ -36,6 +36,7 @@ use crate::domain::id::EndpointId;
 use crate::domain::schedule::Priority;
 use crate::domain::time::Timestamp;
 use crate::store::{self, Claimed, Due, Hint, LaneRequest, Swept};
+use crate::telemetry::log::few;
 
 /// Claim statements under way at once, for different lanes.
 const CLAIMS_MAX: usize = 2;
@@ -289,7 +290,10 @@ impl Scheduler {
         let mut done = match claim.outcome {
             Ok(done) => done,
             Err(error) => {
-                tracing::warn!(%error, lanes = claim.asked.len(), "nothing could be claimed; trying again");
+                let mut endpoints: Vec<_> = claim.asked.iter().map(|request| request.endpoint).collect();
+                endpoints.dedup();
+                let (lanes, endpoints) = (endpoints.len(), few(&endpoints));
+                tracing::warn!(%error, lanes, %endpoints, "nothing could be claimed; trying again");
                 self.paused_until = Some(Instant::now() + CLAIM_RETRY);
                 for request in claim.asked {
                     self.held -= request.room as usize;
@@ -367,8 +371,9 @@ impl Scheduler {
         for claimed in unsent.into_values() {
             let settlement = attempt::without_request(&claimed, claimed.claimed_at)
                 .unwrap_or_else(|| store::Settlement::Failed("the event's payload is no longer kept".to_owned()));
-            told::of_unsent(&claimed, None, &settlement);
-            let completion = attempt::completion_without_request(&claimed, settlement);
+            let event = done.unsent_events.get(&claimed.event).map(Arc::as_ref);
+            told::of_unsent(&claimed, event, &settlement);
+            let completion = attempt::completion_without_request(&claimed, event, settlement);
             let shared = Arc::clone(&self.shared);
             self.shared.attempts.spawn(async move { shared.record(completion, None).await });
         }

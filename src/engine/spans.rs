@@ -14,7 +14,7 @@ pub(super) fn of_claim(shared: &Shared, ready: &[Ready], began: Timestamp) {
     let Some(traces) = shared.store.traces() else { return };
     let now = shared.store.clock().now();
     for one in ready {
-        if let Some(span) = traces.begin(Kind::Internal, "claim", one.event.trace, began) {
+        if let Some(span) = traces.begin(Kind::Internal, "claim", one.event.trace.as_ref(), began) {
             let waited = began.since(one.claimed.due_at).as_secs_f64();
             let span = with_ids(span, &one.claimed)
                 .with("webhook.delivery.waited_seconds", waited)
@@ -32,13 +32,9 @@ pub(super) fn begin_attempt(
     target: &Target,
     now: Timestamp,
 ) -> Option<Span> {
-    let span = shared.store.traces()?.begin(Kind::Client, "POST", event.trace, now)?;
-    let span = with_ids(span, claimed)
-        .with("webhook.event.type", event.event_type.as_str().to_owned())
-        .with("webhook.attempt", i64::from(claimed.attempt))
-        .with("http.request.method", "POST")
-        .with("url.full", target.shown_url().to_owned());
-    Some(span)
+    let span = shared.store.traces()?.begin(Kind::Client, "POST", event.trace.as_ref(), now)?;
+    let url = Some(target.shown_url());
+    Some(with_ids(span, claimed).of_attempt(claimed.id, claimed.attempt, event.event_type.as_str(), url))
 }
 
 /// Records an attempt that has ended.
@@ -53,7 +49,5 @@ pub(super) fn end_attempt(shared: &Shared, span: Span, result: &AttemptResult) {
 }
 
 fn with_ids(span: Span, claimed: &Claimed) -> Span {
-    span.with("webhook.event.id", claimed.event.to_string())
-        .with("webhook.delivery.id", claimed.id.to_string())
-        .with("webhook.endpoint.id", claimed.endpoint.to_string())
+    span.of_delivery(claimed.event, claimed.id, claimed.endpoint)
 }

@@ -6,14 +6,13 @@
 use crate::domain::attempt::AttemptResult;
 use crate::domain::event::Event;
 use crate::store::{Claimed, Settlement};
-
-const TARGET: &str = "hooklane::delivery";
+use crate::telemetry::log::DELIVERY;
 
 /// Tells of an attempt that failed.
 pub(super) fn of_attempt(claimed: &Claimed, event: &Event, result: &AttemptResult, settlement: &Settlement) {
     match settlement {
         Settlement::Failed(reason) => tracing::info!(
-            target: TARGET,
+            target: DELIVERY,
             delivery = %claimed.id,
             event = %event.id,
             endpoint = %claimed.endpoint,
@@ -26,7 +25,7 @@ pub(super) fn of_attempt(claimed: &Claimed, event: &Event, result: &AttemptResul
             "a delivery failed for good"
         ),
         Settlement::Retry { delay } => tracing::debug!(
-            target: TARGET,
+            target: DELIVERY,
             delivery = %claimed.id,
             event = %event.id,
             endpoint = %claimed.endpoint,
@@ -47,7 +46,7 @@ pub(super) fn of_attempt(claimed: &Claimed, event: &Event, result: &AttemptResul
 pub(super) fn of_unsent(claimed: &Claimed, event: Option<&Event>, settlement: &Settlement) {
     if let Settlement::Failed(reason) = settlement {
         tracing::info!(
-            target: TARGET,
+            target: DELIVERY,
             delivery = %claimed.id,
             event = %claimed.event,
             endpoint = %claimed.endpoint,

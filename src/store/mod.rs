@@ -26,6 +26,7 @@ mod inline;
 mod kept;
 mod keys;
 mod lists;
+mod lost;
 mod measure;
 mod notes;
 mod operate;

@@ -168,7 +168,7 @@ with picked as materialized (
          null, 'the worker was lost before the result was on record', replica
   from taken where state = 2
 )
-select count(*), count(*) filter (where state = 2) from taken";
+select count(*), array(select id from taken where state = 2), now() from taken";
 
 const CANCEL_DELETED_IN_FLIGHT: &str = "
 update outstanding o set cancel_requested = true
@@ -250,7 +250,7 @@ impl Store {
     /// Those in flight are marked, and end canceled unless their attempt succeeds.
     pub async fn cancel_deleted(&self, endpoint: EndpointId) -> Result<u64> {
         let marked = sqlx::query(CANCEL_DELETED_IN_FLIGHT).bind(endpoint.uuid()).execute(&self.reader).await?;
-        let (canceled, lost): (i64, i64) = sqlx::query_as(CANCEL_DELETED)
+        let (canceled, lost, at): (i64, Vec<Uuid>, PgTime) = sqlx::query_as(CANCEL_DELETED)
             .bind(endpoint.uuid())
             .bind(CANCEL_BATCH)
             .bind(DELETED_REASON)
@@ -259,8 +259,10 @@ impl Store {
         self.backlog.change([(endpoint, -canceled)]);
         let canceled = u64::try_from(canceled).unwrap_or_default();
         self.metrics.deliveries.canceled.inc_by(canceled);
-        self.metrics.attempts(AttemptOutcome::Lost).inc_by(u64::try_from(lost).unwrap_or_default());
+        self.metrics.attempts(AttemptOutcome::Lost).inc_by(lost.len() as u64);
         self.hint(Vec::new());
+        let lost: Vec<_> = lost.into_iter().map(DeliveryId::from_uuid).collect();
+        self.tell_of_lost(&lost, at.0).await;
         Ok(marked.rows_affected() + canceled)
     }
 

@@ -1,9 +1,12 @@
 //! Pausing, disabling and resuming endpoints, and what is recorded while nothing is claimed for one.
 
+use sqlx::types::Uuid;
+
 use super::Store;
 use super::error::Result;
+use super::types::PgTime;
 use crate::domain::attempt::AttemptOutcome;
-use crate::domain::id::EndpointId;
+use crate::domain::id::{DeliveryId, EndpointId};
 
 /// A disabled endpoint stays disabled: nothing is sent to it either.
 const PAUSE: &str = "
@@ -59,7 +62,7 @@ with lapsed as materialized (
          l.replica
   from lost o join lapsed l on l.id = o.id
 )
-select count(*) from lost";
+select id, now() from lost";
 
 /// Rows of a lane that are looked at: as many as it may have in flight, twice.
 const LANE_FRONT: i64 = 2_048;
@@ -92,12 +95,12 @@ impl Store {
 
     /// Records lost attempts of endpoints that are not active, or whose circuit is not closed; answers how many.
     pub async fn lose_lapsed(&self) -> Result<u64> {
-        let lost: i64 = sqlx::query_scalar(LOSE_LAPSED).bind(LANE_FRONT).fetch_one(&self.engine).await?;
-        let lost = u64::try_from(lost).unwrap_or_default();
-        if lost > 0 {
-            self.metrics.attempts(AttemptOutcome::Lost).inc_by(lost);
-            self.hint(Vec::new());
-        }
-        Ok(lost)
+        let rows: Vec<(Uuid, PgTime)> = sqlx::query_as(LOSE_LAPSED).bind(LANE_FRONT).fetch_all(&self.engine).await?;
+        let Some((_, at)) = rows.first().copied() else { return Ok(0) };
+        let lost: Vec<_> = rows.into_iter().map(|(id, _)| DeliveryId::from_uuid(id)).collect();
+        self.metrics.attempts(AttemptOutcome::Lost).inc_by(lost.len() as u64);
+        self.hint(Vec::new());
+        self.tell_of_lost(&lost, at.0).await;
+        Ok(lost.len() as u64)
     }
 }

@@ -87,6 +87,8 @@ pub struct LaneRequest {
 pub struct Claims {
     /// The deliveries.
     pub claimed: Vec<Claimed>,
+    /// Those of them whose last attempt was lost with its worker.
+    pub lost: Vec<DeliveryId>,
     /// Lanes that got nothing because they do not know what lets their endpoint's requests through.
     pub refused: Vec<EndpointId>,
 }
@@ -282,18 +284,21 @@ impl Store {
             .bind(lanes.iter().map(|lane| lane.priority.number()).collect::<Vec<_>>())
             .fetch_all(&self.engine)
             .await?;
-        let (mut claims, mut lost) = (Claims::default(), 0);
+        let mut claims = Claims::default();
         for row in &rows {
             match row.try_get::<Option<Uuid>, _>(0)? {
                 Some(_) => {
-                    lost += u64::from(row.try_get::<bool, _>(17)?);
-                    claims.claimed.push(read_claimed(row)?);
+                    let claimed = read_claimed(row)?;
+                    if row.try_get(17)? {
+                        claims.lost.push(claimed.id);
+                    }
+                    claims.claimed.push(claimed);
                 }
                 None => claims.refused.push(EndpointId::from_uuid(row.try_get(1)?)),
             }
         }
         self.metrics.claims.observe(began.elapsed(), claims.claimed.len());
-        self.metrics.attempts(AttemptOutcome::Lost).inc_by(lost);
+        self.metrics.attempts(AttemptOutcome::Lost).inc_by(claims.lost.len() as u64);
         Ok(claims)
     }
 

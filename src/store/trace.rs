@@ -14,7 +14,7 @@ impl Store {
         let Some(traces) = self.traces() else { return };
         let now = self.clock.now();
         for event in events {
-            if let Some(span) = traces.begin(Kind::Internal, "commit", event.trace, began) {
+            if let Some(span) = traces.begin(Kind::Internal, "commit", event.trace.as_ref(), began) {
                 let span = span
                     .with("webhook.event.id", event.id.to_string())
                     .with("webhook.event.type", event.event_type.as_str().to_owned())
@@ -29,8 +29,7 @@ impl Store {
         let Some(traces) = self.traces() else { return };
         let now = self.clock.now();
         for one in batch.iter().filter(|one| won.contains(&one.id)) {
-            let attempt = one.attempt.as_ref().and_then(|attempt| attempt.trace);
-            if let Some(span) = traces.begin(Kind::Internal, "complete", attempt, began) {
+            if let Some(span) = traces.begin(Kind::Internal, "complete", one.trace.as_ref(), began) {
                 let state = match one.settlement {
                     Settlement::Succeeded => "succeeded",
                     Settlement::Retry { .. } => "retrying",

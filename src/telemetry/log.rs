@@ -1,6 +1,7 @@
 //! Logs: on standard error, as text or JSON, filtered by level and module; the filter can be changed while the process
 //! runs. There is one log for a process, whoever runs in it.
 
+use std::fmt;
 use std::io::IsTerminal;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -28,6 +29,31 @@ pub enum Format {
 
 /// What is logged unless a setting says otherwise. PostgreSQL's notices tell of what exists already.
 pub(crate) const DEFAULT_FILTER: &str = "info,sqlx=warn";
+
+/// What the log tells of single deliveries, in filters.
+pub(crate) const DELIVERY: &str = "hooklane::delivery";
+
+/// How many a line names that is about many.
+const FEW: usize = 10;
+
+/// The first of many, and how many more there are, for a line about all of them: enough to find what they have in common,
+/// however many they are. Nothing is written unless the line is.
+pub(crate) fn few<I>(many: I) -> impl fmt::Display
+where
+    I: IntoIterator<Item: fmt::Display> + Clone,
+{
+    fmt::from_fn(move |f| {
+        let mut many = many.clone().into_iter();
+        for (place, one) in many.by_ref().take(FEW).enumerate() {
+            let space = if place == 0 { "" } else { " " };
+            write!(f, "{space}{one}")?;
+        }
+        match many.count() {
+            0 => Ok(()),
+            more => write!(f, " and {more} more"),
+        }
+    })
+}
 
 /// The running log: what was asked for at the start, what holds now, and how to change it.
 #[derive(Debug)]
@@ -121,6 +147,14 @@ pub fn change_filter(text: Option<&str>) -> Result<String, ChangeError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_line_about_many_names_a_few_and_counts_the_rest() {
+        assert_eq!(few(0..0).to_string(), "");
+        assert_eq!(few(&[7]).to_string(), "7");
+        assert_eq!(few(1..=10).to_string(), "1 2 3 4 5 6 7 8 9 10");
+        assert_eq!(few(1..=1_000).to_string(), "1 2 3 4 5 6 7 8 9 10 and 990 more");
+    }
 
     #[test]
     fn a_filter_names_levels_and_modules_and_a_misspelt_level_is_no_module() {

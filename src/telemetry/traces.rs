@@ -19,8 +19,9 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 pub use self::export::SetupError;
+use crate::domain::id::{DeliveryId, EndpointId, EventId};
 use crate::domain::time::Timestamp;
-use crate::domain::trace::{Sampler, TraceContext};
+use crate::domain::trace::{Sampler, TraceContext, attempt_span};
 
 /// Where spans go, and which.
 #[derive(Clone, PartialEq)]
@@ -116,8 +117,8 @@ pub struct Span {
 
 impl Span {
     /// Its place in the trace: what follows from it is its child.
-    pub const fn context(&self) -> TraceContext {
-        self.context
+    pub const fn context(&self) -> &TraceContext {
+        &self.context
     }
 
     /// Says more of it.
@@ -125,6 +126,28 @@ impl Span {
     pub fn with(mut self, name: &'static str, value: impl Into<Value>) -> Self {
         self.attributes.push(KeyValue::new(name, value));
         self
+    }
+
+    /// Says which delivery it is about.
+    #[must_use]
+    pub fn of_delivery(self, event: EventId, delivery: DeliveryId, endpoint: EndpointId) -> Self {
+        self.with("webhook.event.id", event.to_string())
+            .with("webhook.delivery.id", delivery.to_string())
+            .with("webhook.endpoint.id", endpoint.to_string())
+    }
+
+    /// Says that it is a delivery's attempt, whose span everybody knows by the same id.
+    #[must_use]
+    pub fn of_attempt(mut self, delivery: DeliveryId, attempt: u32, event_type: &str, url: Option<&str>) -> Self {
+        self.context = self.context.with_span(attempt_span(delivery, attempt));
+        let span = self
+            .with("webhook.event.type", event_type.to_owned())
+            .with("webhook.attempt", i64::from(attempt))
+            .with("http.request.method", "POST");
+        match url {
+            Some(url) => span.with("url.full", url.to_owned()),
+            None => span,
+        }
     }
 
     /// Says that it failed, and of what.
@@ -151,12 +174,15 @@ impl Traces {
     }
 
     /// Begins the span of a call that came with `parent`, where its trace is to be recorded.
-    pub fn begin_call(&self, name: &'static str, parent: Option<TraceContext>, now: Timestamp) -> Option<Span> {
-        let trace_id = parent.map_or_else(rand::random, TraceContext::trace_id);
+    pub fn begin_call(&self, name: &'static str, parent: Option<&TraceContext>, now: Timestamp) -> Option<Span> {
+        let trace_id = parent.map_or_else(rand::random, |parent| parent.trace_id().number());
         if !self.sampler.samples(trace_id, parent) {
             return None;
         }
-        let context = TraceContext::recorded(trace_id, span_id())?;
+        let context = match parent {
+            Some(parent) => parent.clone().with_span(span_id()).into_recorded(),
+            None => TraceContext::recorded(trace_id, span_id())?,
+        };
         Some(Span {
             context,
             parent: parent.map(TraceContext::span_id),
@@ -174,12 +200,12 @@ impl Traces {
         &self,
         kind: Kind,
         name: &'static str,
-        parent: Option<TraceContext>,
+        parent: Option<&TraceContext>,
         start: Timestamp,
     ) -> Option<Span> {
         let parent = parent.filter(|parent| parent.is_recorded())?;
         Some(Span {
-            context: parent.with_span(span_id()),
+            context: parent.clone().with_span(span_id()),
             parent: Some(parent.span_id()),
             is_parent_remote: false,
             kind,
@@ -194,11 +220,11 @@ impl Traces {
     pub fn end(&self, span: Span, now: Timestamp) {
         let data = SpanData {
             span_context: SpanContext::new(
-                TraceId::from(span.context.trace_id()),
+                TraceId::from(span.context.trace_id().number()),
                 SpanId::from(span.context.span_id()),
                 TraceFlags::SAMPLED,
                 false,
-                TraceState::NONE,
+                span.context.state().and_then(|state| state.as_str().parse().ok()).unwrap_or(TraceState::NONE),
             ),
             parent_span_id: span.parent.map_or(SpanId::INVALID, SpanId::from),
             parent_span_is_remote: span.is_parent_remote,

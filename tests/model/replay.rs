@@ -309,7 +309,6 @@ fn completion(model: &Protocol, claimed: &Claimed, claim: &Claim, answer: Option
         url: "http://127.0.0.1:9/".into(),
         result: answer.result(),
         is_operational: false,
-        trace: None,
     });
     Completion {
         id: claimed.id,
@@ -317,6 +316,7 @@ fn completion(model: &Protocol, claimed: &Claimed, claim: &Claim, answer: Option
         claim_gen: claimed.claim_gen,
         attempt_count: if attempt.is_some() { claimed.attempt } else { claimed.attempt - 1 },
         attempt,
+        trace: None,
         settlement,
         order_key: claimed.order_key.clone(),
     }

@@ -166,6 +166,7 @@ fn completion(claimed: &Claimed, settlement: Settlement) -> Completion {
         claim_gen: claimed.claim_gen,
         attempt_count: claimed.attempt,
         attempt: None,
+        trace: None,
         settlement,
         order_key: claimed.order_key.clone(),
     }

@@ -68,8 +68,8 @@ fn completion(claimed: &Claimed, outcome: AttemptOutcome, settlement: Settlement
             url: "http://127.0.0.1:9/".into(),
             result,
             is_operational: false,
-            trace: None,
         }),
+        trace: None,
         settlement,
         order_key: claimed.order_key.clone(),
     }

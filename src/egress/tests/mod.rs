@@ -88,7 +88,7 @@ fn outgoing<'a>(target: &'a Target, event: &'a Event) -> Outgoing<'a> {
         format: PayloadFormat::Envelope,
         attempt: 3,
         now: NOW,
-        trace: None,
+        trace: event.trace_of_attempt(delivery_id(), 3),
     }
 }
 

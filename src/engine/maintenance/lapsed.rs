@@ -10,10 +10,8 @@ const EVERY: Duration = Duration::from_secs(5);
 pub(super) async fn run(store: &Store) {
     loop {
         tokio::time::sleep(EVERY).await;
-        match store.lose_lapsed().await {
-            Ok(0) => {}
-            Ok(attempts) => tracing::info!(attempts, "attempts at endpoints to which nothing is sent were lost"),
-            Err(error) => tracing::warn!(%error, "lost attempts could not be recorded"),
+        if let Err(error) = store.lose_lapsed().await {
+            tracing::warn!(%error, "lost attempts could not be recorded");
         }
     }
 }

@@ -212,7 +212,7 @@ async fn publish<'b>(
         .bind(sparse(rows.expire_at))
         .bind(sparse(rows.order_keys))
         .bind(sparse(rows.parked))
-        .bind(sparse(events.iter().map(|plan| plan.waiting.event.trace.map(TraceContext::to_bytes))))
+        .bind(sparse(events.iter().map(|plan| plan.waiting.event.trace.as_ref().map(TraceContext::to_bytes))))
         .fetch_one(connection)
         .await?;
     Ok(PublishedBatch { at: row.try_get::<PgTime, _>("at")?.0, stale: row.try_get("stale")? })

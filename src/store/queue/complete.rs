@@ -19,7 +19,7 @@ use crate::domain::delivery::{DeliveryState, is_endpoints_doing};
 use crate::domain::endpoint::HEALTH_ALPHA;
 use crate::domain::id::{DeliveryId, EndpointId};
 use crate::domain::time::Timestamp;
-use crate::domain::trace::TraceContext;
+use crate::domain::trace::{TraceContext, TraceId};
 use crate::store::error::Result;
 use crate::store::stats::Event;
 use crate::store::types::{PgTime, count, headers_to_text, micros};
@@ -38,6 +38,8 @@ pub struct Completion {
     pub attempt_count: u32,
     /// The attempt that ended; `None` where the claim ends without a request.
     pub attempt: Option<AttemptRecord>,
+    /// The place in a trace that its receiver was told of; where no request was made, its event's, where that was read.
+    pub trace: Option<TraceContext>,
     /// What follows.
     pub settlement: Settlement,
     /// What it is the first of, where its endpoint is ordered: once it has come to its end, the next one goes on.
@@ -57,8 +59,6 @@ pub struct AttemptRecord {
     pub result: AttemptResult,
     /// Whether its event is an operational one, whose failures no operational event tells of.
     pub is_operational: bool,
-    /// Its span, where it is recorded.
-    pub trace: Option<TraceContext>,
 }
 
 /// Where a delivery goes from here.
@@ -80,6 +80,11 @@ pub enum Settlement {
 }
 
 impl Completion {
+    /// The trace by which its event is found, where that is known.
+    pub fn trace_id(&self) -> Option<TraceId> {
+        self.trace.as_ref().map(TraceContext::trace_id)
+    }
+
     /// As it is counted. One that somebody canceled while its last attempt was under way is counted as failed.
     fn event(&self, now: Timestamp) -> Event {
         Event {

@@ -182,17 +182,31 @@ fn borrowed<'s>(
 
 /// Publishes with a `traceparent`; answers the event's and the delivery's id.
 async fn publish(service: &Service, traceparent: &str) -> (String, String) {
+    publish_with(service, traceparent, &[]).await
+}
+
+/// The same, with what others say of the trace.
+async fn publish_with(service: &Service, traceparent: &str, tracestates: &[&str]) -> (String, String) {
     let mut request = tonic::Request::new(event("order.created"));
     request.metadata_mut().insert("traceparent", traceparent.parse().expect("a value"));
+    for state in tracestates {
+        request.metadata_mut().append("tracestate", state.parse().expect("a value"));
+    }
     let published = service.client.clone().publish(request).await.expect("published").into_inner();
     (published.event_id, published.deliveries[0].delivery_id.clone())
 }
 
 async fn traceparents(receiver: &Receiver, count: usize) -> Vec<String> {
+    told(receiver, count).await.into_iter().map(|(traceparent, _)| traceparent).collect()
+}
+
+/// The `traceparent` and `tracestate` of so many requests.
+async fn told(receiver: &Receiver, count: usize) -> Vec<(String, Option<String>)> {
     let mut received = Vec::new();
     for _ in 0..count {
-        let request = receiver.next().await.expect("a request");
-        received.push(request.headers["traceparent"].to_str().expect("text").to_owned());
+        let headers = receiver.next().await.expect("a request").headers;
+        let text = |name: &str| headers.get(name).map(|value| value.to_str().expect("text").to_owned());
+        received.push((text("traceparent").expect("each has one"), text("tracestate")));
     }
     received
 }
@@ -206,9 +220,10 @@ async fn one_trace_goes_from_the_publish_over_replicas_and_retries_to_the_last_r
     let back = app_with(url, &borrowed(&settings, &[("HOOKLANE_ROLES", "worker")])).await;
     let receiver = receiver(Behaviour { fail_first: 1, ..Behaviour::default() }).await;
     let registered = front.register(endpoint(&receiver.url())).await;
-    let (event_id, delivery_id) = publish(&front, &format!("00-{TRACE_ID}-{SPAN_ID}-01")).await;
+    let states = ["rojo=00f067aa0ba902b7 , ", "congo=t61rcWkgMzE"];
+    let (event_id, delivery_id) = publish_with(&front, &format!("00-{TRACE_ID}-{SPAN_ID}-01"), &states).await;
     front.in_state(&delivery_id, DeliveryState::Succeeded).await;
-    let told = traceparents(&receiver, 2).await;
+    let told = told(&receiver, 2).await;
     let names = [("Publish", 1), ("commit", 1), ("claim", 2), ("POST", 2), ("complete", 2)];
     let spans = sink.come_to(&names).await;
     let ours: Vec<Seen> = spans.into_iter().filter(|seen| seen.trace() == TRACE_ID).collect();
@@ -226,7 +241,9 @@ async fn one_trace_goes_from_the_publish_over_replicas_and_retries_to_the_last_r
     for (place, (status, attempt)) in [("503", "1"), ("200", "2")].into_iter().enumerate() {
         let span = attempts[place];
         assert_eq!((span.parent(), span.span.kind()), (call.id(), SpanKind::Client));
-        assert_eq!(told[place], format!("00-{TRACE_ID}-{}-01", span.id()), "the receiver is told of it");
+        let state = "rojo=00f067aa0ba902b7,congo=t61rcWkgMzE";
+        let expected = (format!("00-{TRACE_ID}-{}-01", span.id()), Some(state.to_owned()));
+        assert_eq!(told[place], expected, "the receiver is told of it");
         for (name, expected) in [
             ("http.response.status_code", status),
             ("webhook.attempt", attempt),
@@ -245,6 +262,7 @@ async fn one_trace_goes_from_the_publish_over_replicas_and_retries_to_the_last_r
         let complete = named(&ours, "complete")[place];
         assert_eq!(complete.parent(), span.id(), "what follows from an attempt is below it");
     }
+    assert!(ours.iter().all(|seen| seen.span.trace_state == "rojo=00f067aa0ba902b7,congo=t61rcWkgMzE"));
     let ids: BTreeSet<_> = ours.iter().map(Seen::id).collect();
     assert_eq!(ids.len(), ours.len(), "each has an id of its own");
     // Each replica says who it is.
@@ -256,6 +274,77 @@ async fn one_trace_goes_from_the_publish_over_replicas_and_retries_to_the_last_r
         |name| named(&ours, name).iter().map(|seen| seen.of["service.instance.id"].clone()).collect::<BTreeSet<_>>();
     assert_eq!((of("Publish"), of("POST")), (of("commit"), of("claim")));
     back.stop().await;
+}
+
+#[tokio::test]
+async fn a_lost_attempt_has_the_span_that_its_receiver_was_told_of_whoever_finds_it() {
+    let (sink, collector) = Sink::grpc().await;
+    let settings = settings(&collector, "grpc");
+    let url = support::database().await;
+    let front = service_with(url.clone(), &borrowed(&settings, &[("HOOKLANE_ROLES", "api")])).await;
+    let working = borrowed(&settings, &[("HOOKLANE_ROLES", "worker"), ("HOOKLANE_SHUTDOWN_GRACE", "0s")]);
+    let receiver = receiver(Behaviour { silent: true, ..Behaviour::default() }).await;
+    // By the next claim; by whoever looks after endpoints that are paused; by who deletes an endpoint.
+    for (place, finder) in ["claim", "pause", "delete"].into_iter().enumerate() {
+        receiver.set_behaviour(Behaviour { silent: true, ..Behaviour::default() });
+        let lane = front.register(endpoint(&format!("{}/{finder}", receiver.url()))).await;
+        let worker = app_with(url.clone(), &working).await;
+        let trace_id = format!("{:032x}", place + 1);
+        let (event_id, delivery_id) = publish(&front, &format!("00-{trace_id}-{SPAN_ID}-01")).await;
+        let told = traceparents(&receiver, 1).await;
+        let lost_worker = front.delivery(&delivery_id).await.attempts[0].replica_id.clone();
+        worker.stop().await;
+        receiver.set_behaviour(Behaviour::default());
+        if finder == "pause" {
+            let pause = PauseEndpointRequest { endpoint_id: lane.id.clone() };
+            front.client.clone().pause_endpoint(pause).await.expect("paused");
+        }
+        crate::queue::lapse(&url).await;
+        match finder {
+            "claim" => {
+                let worker = app_with(url.clone(), &working).await;
+                front.in_state(&delivery_id, DeliveryState::Succeeded).await;
+                traceparents(&receiver, 1).await;
+                worker.stop().await;
+            }
+            "pause" => {
+                let worker = app_with(url.clone(), &working).await;
+                front.in_state(&delivery_id, DeliveryState::Retrying).await;
+                worker.stop().await;
+            }
+            _ => {}
+        }
+        // The next event is not for it.
+        let delete = DeleteEndpointRequest { endpoint_id: lane.id.clone(), ..DeleteEndpointRequest::default() };
+        front.client.clone().delete_endpoint(delete).await.expect("deleted");
+
+        let lost = eventually("its span", || async {
+            let spans = sink.spans();
+            let is_it = |seen: &&Seen| seen.trace() == trace_id && seen.value("webhook.attempt.outcome") == "lost";
+            spans.iter().find(is_it).cloned()
+        })
+        .await;
+        assert_eq!(told, [format!("00-{trace_id}-{}-01", lost.id())], "{finder}");
+        let call = sink.spans().into_iter().find(|seen| seen.trace() == trace_id && seen.span.name == "Publish");
+        assert_eq!(lost.parent(), call.expect("the call's span").id());
+        assert_eq!((lost.span.name.as_str(), lost.span.kind()), ("POST", SpanKind::Client));
+        let status = lost.span.status.as_ref().expect("a status");
+        assert!(status.code == 2 && status.message.contains("lost"), "{status:?}");
+        assert!(lost.span.end_time_unix_nano >= lost.span.start_time_unix_nano);
+        for (name, expected) in [
+            ("webhook.event.id", event_id.as_str()),
+            ("webhook.delivery.id", &delivery_id),
+            ("webhook.endpoint.id", &lane.id),
+            ("webhook.event.type", "order.created"),
+            ("webhook.attempt", "1"),
+            ("webhook.attempt.replica", &lost_worker),
+            ("http.request.method", "POST"),
+        ] {
+            assert_eq!(lost.value(name), expected, "{name} by {finder}");
+        }
+        // Where it was sent is not known any more once the endpoint is gone.
+        assert_eq!(lost.value("url.full").ends_with(finder), finder != "delete", "{finder}");
+    }
 }
 
 #[tokio::test]
@@ -309,15 +398,23 @@ async fn without_a_collector_the_publishers_trace_reaches_the_receiver_as_it_cam
     let receiver = receiver(Behaviour { fail_first: 1, ..Behaviour::default() }).await;
     front.register(endpoint(&receiver.url())).await;
     let traceparent = format!("00-{TRACE_ID}-{SPAN_ID}-01");
-    let (_, id) = publish(&front, &traceparent).await;
+    let (_, id) = publish_with(&front, &traceparent, &["congo=t61rcWkgMzE"]).await;
     // It waits in the database for a replica that has not been there.
     let back = app_with(url, &[("HOOKLANE_ROLES", "worker")]).await;
     front.in_state(&id, DeliveryState::Succeeded).await;
-    assert_eq!(traceparents(&receiver, 2).await, [traceparent.clone(), traceparent]);
+    let as_it_came = (traceparent.clone(), Some("congo=t61rcWkgMzE".to_owned()));
+    assert_eq!(told(&receiver, 2).await, [as_it_came.clone(), as_it_came]);
+    // What others say is left out where it breaks the rules, or where no trace came with it.
+    for (traceparent, state) in [(traceparent.as_str(), "Congo=t61rcWkgMzE"), ("none", "congo=t61rcWkgMzE")] {
+        let (_, id) = publish_with(&front, traceparent, &[state]).await;
+        front.in_state(&id, DeliveryState::Succeeded).await;
+        let told = told(&receiver, 1).await;
+        assert_eq!((told[0].0 == traceparent, &told[0].1), (traceparent != "none", &None), "{state}");
+    }
     // One that breaks the rules counts as none.
     let (event_id, id) = publish(&front, &format!("00-{TRACE_ID}-0000000000000000-01")).await;
     front.in_state(&id, DeliveryState::Succeeded).await;
-    let told = traceparents(&receiver, 2).await;
+    let told = traceparents(&receiver, 1).await;
     assert!(told.iter().all(|told| !told.contains(TRACE_ID) && told.ends_with("-00")), "{told:?} of {event_id}");
     back.stop().await;
 }
