@@ -13,7 +13,7 @@ use super::convert::{self, Violations, sole};
 use super::paging::{Binding, cut, page_size};
 use super::secrets::secret_for;
 use super::service::Webhooks;
-use super::{proto, status};
+use super::{proto, status, under_way};
 use crate::domain::Problem;
 use crate::domain::endpoint::{Endpoint, EndpointState};
 use crate::domain::fields::parse_map;
@@ -150,7 +150,13 @@ impl Webhooks {
                 Ok(canceled) => canceled_deliveries += canceled,
                 // The endpoint is deleted all the same, and the chore goes on.
                 Err(error) => {
-                    tracing::warn!(endpoint = %id, %error, "a deleted endpoint's deliveries were not all canceled yet");
+                    tracing::warn!(
+                        endpoint = %id,
+                        %error,
+                        call = under_way::call(),
+                        trace_id = under_way::trace_id(),
+                        "a deleted endpoint's deliveries were not all canceled yet"
+                    );
                     break;
                 }
             }

@@ -13,7 +13,7 @@ use super::convert::endpoint::{rotated_scheme, to_proto};
 use super::convert::time::{from_duration, to_timestamp};
 use super::endpoints::UPDATE_TRIES;
 use super::service::Webhooks;
-use super::{proto, status};
+use super::{proto, status, under_way};
 use crate::domain::Problem;
 use crate::domain::endpoint::SignatureScheme;
 use crate::domain::id::EndpointId;
@@ -101,7 +101,7 @@ pub(super) fn secret_for(
     }
     let mut bytes = Zeroizing::new([0; 32]);
     SysRng.try_fill_bytes(&mut *bytes).map_err(|error| {
-        tracing::error!(%error, "the operating system gave no random bytes");
+        tracing::error!(%error, call = under_way::call(), trace_id = under_way::trace_id(), "the operating system gave no random bytes");
         status::internal()
     })?;
     Ok(Some(if scheme.is_ed25519() { Secret::from_seed(&bytes) } else { Secret::from_random(&bytes) }))

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::judge::{Judgement, judge};
 use super::{Ending, Shared};
 use crate::store::{Completion, Error, Failing};
+use crate::telemetry::log::few;
 
 /// Results of one batch. Beyond about a hundred, finding a row's place in the statement's arrays begins to weigh: 17 µs
 /// a row at 133 rows, 48 at 237.
@@ -48,9 +49,8 @@ impl Completer {
     /// Puts what is here on record, for `limit` at most, and ends.
     pub(super) async fn flush(self, limit: Duration) {
         self.closing.cancel();
-        if tokio::time::timeout(limit, self.work.join_all()).await.is_err() {
-            tracing::warn!("results could not be put on record in time; their attempts will show as LOST");
-        }
+        // What is left then is still held.
+        let _ = tokio::time::timeout(limit, self.work.join_all()).await;
     }
 }
 
@@ -98,7 +98,9 @@ async fn complete(shared: &Shared, batch: Vec<Completion>) -> Vec<Failing> {
             Ok(settled) => {
                 let stale = batch.len() - settled.won.len();
                 if stale > 0 {
-                    tracing::info!(stale, "results came after their claim was over and changed nothing");
+                    let deliveries = batch.iter().map(|one| one.id).filter(|id| !settled.won.contains(id));
+                    let deliveries = few(deliveries);
+                    tracing::info!(stale, %deliveries, "results came after their claim was over and changed nothing");
                 }
                 shared.leases.drop_all(batch.iter().map(|one| one.id));
                 // A later part of the batch knows better.
@@ -111,17 +113,35 @@ async fn complete(shared: &Shared, batch: Vec<Completion>) -> Vec<Failing> {
                 let rest = batch.split_off(batch.len() / 2);
                 batches.extend([batch, rest]);
             }
+            Err(Error::Data(error)) if strip(&mut batch[0]) => {
+                tracing::warn!(
+                    %error,
+                    delivery = %batch[0].id,
+                    endpoint = %batch[0].endpoint,
+                    trace_id = batch[0].trace_id().map(tracing::field::display),
+                    "the database refused what a receiver answered; it is left out"
+                );
+                batches.push(batch);
+            }
             Err(Error::Data(error)) => {
-                tracing::error!(%error, delivery = %batch[0].id, "the database refused a result");
-                if strip(&mut batch[0]) {
-                    batches.push(batch);
-                } else {
-                    // Its lease lapses and the attempt shows as LOST; ten of those end the delivery.
-                    shared.leases.drop_all(batch.iter().map(|one| one.id));
-                }
+                tracing::error!(
+                    %error,
+                    delivery = %batch[0].id,
+                    endpoint = %batch[0].endpoint,
+                    trace_id = batch[0].trace_id().map(tracing::field::display),
+                    "the database refused a result"
+                );
+                // Its lease lapses and the attempt shows as LOST; ten of those end the delivery.
+                shared.leases.drop_all(batch.iter().map(|one| one.id));
             }
             Err(error) => {
-                tracing::warn!(%error, results = batch.len(), "results wait for the database");
+                tracing::warn!(
+                    %error,
+                    results = batch.len(),
+                    deliveries = %few(batch.iter().map(|one| one.id)),
+                    trace_ids = %few(batch.iter().filter_map(Completion::trace_id)),
+                    "results wait for the database"
+                );
                 batches.push(batch);
                 tokio::time::sleep(wait).await;
                 wait = (wait * 2).min(RETRY_MAX);

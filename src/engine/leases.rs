@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Shared;
 use crate::domain::id::DeliveryId;
+use crate::telemetry::log::few;
 
 /// Every claim from its dispatch to the commit of its result.
 #[derive(Debug, Default)]
@@ -41,6 +42,13 @@ impl Leases {
         }
     }
 
+    /// Those that are held.
+    pub(super) fn ids(&self) -> Vec<DeliveryId> {
+        let mut ids: Vec<_> = self.lock().keys().copied().collect();
+        ids.sort_unstable();
+        ids
+    }
+
     /// How many are held.
     pub(super) fn len(&self) -> usize {
         self.lock().len()
@@ -71,10 +79,14 @@ pub(super) async fn renew_while_held(shared: Arc<Shared>, end: CancellationToken
         for batch in shared.leases.take_due().chunks(BATCH_MAX) {
             match shared.store.renew(batch).await {
                 Ok(held) if held.len() < batch.len() => {
-                    tracing::debug!(lost = batch.len() - held.len(), "claims were taken over or canceled");
+                    let lost = few(batch.iter().map(|(id, _)| id).filter(|id| !held.contains(id)));
+                    tracing::debug!(claims = batch.len() - held.len(), deliveries = %lost, "claims were taken over or canceled");
                 }
                 Ok(_) => {}
-                Err(error) => tracing::warn!(%error, leases = batch.len(), "leases were not renewed"),
+                Err(error) => {
+                    let deliveries = few(batch.iter().map(|(id, _)| id));
+                    tracing::warn!(%error, leases = batch.len(), %deliveries, "leases were not renewed");
+                }
             }
         }
     }

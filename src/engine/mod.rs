@@ -37,6 +37,7 @@ use crate::domain::cloudevents::SourceTemplate;
 use crate::domain::retry::RetryDefaults;
 use crate::egress::Egress;
 use crate::store::{Completion, Publisher, Store};
+use crate::telemetry::log::few;
 
 /// How the engine works.
 #[derive(Debug, Clone)]
@@ -157,10 +158,14 @@ async fn run(
     membership.resign().await;
 
     shared.attempts.close();
-    if tokio::time::timeout(config.grace, shared.attempts.wait()).await.is_err() {
-        tracing::warn!(requests = shared.attempts.len(), "requests outlast the grace time; they will show as LOST");
-    }
+    let _ = tokio::time::timeout(config.grace, shared.attempts.wait()).await;
     completer.flush(FLUSH_MAX).await;
+    // Requests that outlast the grace time, and results that the database did not take in time.
+    let left = shared.leases.ids();
+    if !left.is_empty() {
+        let deliveries = few(&left);
+        tracing::warn!(attempts = left.len(), %deliveries, "attempts did not end in time; they will show as LOST");
+    }
     all_done.cancel();
     let _ = renewal.await;
 }

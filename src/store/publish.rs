@@ -32,6 +32,7 @@ use super::{Due, Store};
 use crate::domain::event::NewEvent;
 use crate::domain::id::{DeliveryId, EndpointId, EventId};
 use crate::domain::time::Timestamp;
+use crate::telemetry::log::few;
 
 /// What a publish made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -190,7 +191,9 @@ impl Publisher {
     async fn ready(&self, event: NewEvent) -> Result<(Waiting, Answer), PublishError> {
         let verdicts = self.verdicts(&event).await;
         let inline = match &event.inline_endpoint {
-            Some(inline) => Some(self.store.inline_recipient(&event.tenant, inline).await.map_err(unready)?),
+            Some(inline) => {
+                Some(self.store.inline_recipient(&event.tenant, inline).await.map_err(|error| unready(&event, error))?)
+            }
             None => None,
         };
         let (reply, answer) = oneshot::channel();
@@ -205,8 +208,14 @@ impl Publisher {
 }
 
 /// Why an event was not even queued.
-fn unready(error: Error) -> PublishError {
-    tracing::warn!(%error, "endpoints could not be read or made for an event");
+fn unready(event: &NewEvent, error: Error) -> PublishError {
+    tracing::warn!(
+        %error,
+        tenant = event.tenant.as_str(),
+        event_type = event.event_type.as_str(),
+        trace_id = event.trace_id().map(tracing::field::display),
+        "endpoints could not be read or made for an event"
+    );
     if error.is_passing() { PublishError::Unavailable } else { PublishError::Internal }
 }
 
@@ -362,7 +371,14 @@ fn refuse(batch: Vec<Plan>, error: &Error) {
         Error::Unavailable(_) | Error::Conflict(_) => PublishError::Unavailable,
         Error::Internal(_) | Error::Unreadable(_) | Error::Sealed(_) | Error::Random(_) => PublishError::Internal,
     };
-    tracing::warn!(events = batch.len(), %error, "events were not published");
+    let (count, ids) = (batch.len(), few(batch.iter().map(|plan| plan.event_id)));
+    let trace_ids = few(batch.iter().filter_map(|plan| plan.event().trace_id()));
+    if error.is_passing() {
+        tracing::warn!(events = count, ids = %ids, %trace_ids, %error, "events were not published");
+    } else {
+        tracing::error!(events = count, ids = %ids, %trace_ids, %error, "events were not published");
+    }
+    drop((ids, trace_ids));
     for plan in batch {
         plan.waiting.answer(Err(outcome.clone()));
     }

@@ -5,13 +5,63 @@ use hooklane::cli::listen::{Behaviour, Receiver, ReceiverOptions};
 use http::StatusCode;
 
 use crate::program::{Replica, run};
-use crate::support::{database, eventually};
+use crate::support::{connection, database, eventually};
 
 /// The log lines of a delivery, as objects.
 fn lines(replica: &Replica, delivery: &str) -> Vec<serde_json::Value> {
     let lines = replica.log().lines().map(str::to_owned).collect::<Vec<_>>();
     let objects = lines.iter().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("no JSON: {line}")));
     objects.filter(|line: &serde_json::Value| line["delivery"] == delivery).collect()
+}
+
+/// The lines with that message, as objects.
+fn saying(replica: &Replica, message: &str) -> Vec<serde_json::Value> {
+    let log = replica.log();
+    let objects = log.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("no JSON: {line}")));
+    objects.filter(|line: &serde_json::Value| line["message"] == message).collect()
+}
+
+type Client = webhook_service_client::WebhookServiceClient<tonic::transport::Channel>;
+
+async fn client(replica: &Replica) -> Client {
+    Client::connect(replica.grpc.clone()).await.expect("connects")
+}
+
+const TRACE_ID: &str = "0af7651916cd43dd8448eb211c80319c";
+
+/// A call that belongs to a trace, which nobody has to record.
+fn traced<T>(message: T) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    let traceparent = format!("00-{TRACE_ID}-b7ad6b7169203331-00");
+    request.metadata_mut().insert("traceparent", traceparent.parse().expect("a value"));
+    request
+}
+
+/// Publishes an event of that trace to everybody; answers the delivery's id.
+async fn publish(client: &Client, event_type: &str) -> String {
+    let event = PublishRequest {
+        event_type: event_type.to_owned(),
+        body: Some(publish_request::Body::Payload("{}".into())),
+        ..PublishRequest::default()
+    };
+    let published = client.clone().publish(traced(event)).await.expect("published").into_inner();
+    published.deliveries[0].delivery_id.clone()
+}
+
+async fn register(client: &Client, url: &str) -> String {
+    let endpoint = Endpoint { url: url.to_owned(), ..Endpoint::default() };
+    let register = RegisterEndpointRequest { endpoint: Some(endpoint), secret: String::new() };
+    let answer = client.clone().register_endpoint(register).await.expect("registered").into_inner();
+    answer.endpoint.expect("one").id
+}
+
+async fn in_state(client: &Client, delivery: &str, state: DeliveryState) {
+    eventually(&format!("it is {state:?}"), || async {
+        let request = GetDeliveryRequest { delivery_id: delivery.to_owned() };
+        let found = client.clone().get_delivery(request).await.expect("read").into_inner().delivery.expect("one");
+        (found.state() == state).then_some(())
+    })
+    .await;
 }
 
 async fn failing_delivery(replica: &Replica, url: &str) -> (String, String) {
@@ -101,4 +151,101 @@ async fn a_failed_delivery_is_logged_once_with_its_ids_and_its_attempts_when_ask
     let page = replica.send("PUT", "/log/filter", "Origin: http://localhost\r\nContent-Length: 3\r\n\r\noff").await;
     assert!(page.expect("an answer").starts_with("HTTP/1.1 403 "));
     assert_eq!(log_level(&[]).await.1, "info,sqlx=warn\n");
+}
+
+#[tokio::test]
+async fn a_failure_inside_is_logged_with_the_trace_and_the_deliveries_that_it_concerns() {
+    let receiver = Receiver::start(ReceiverOptions::default()).await.expect("a receiver");
+    let url = database().await;
+    let mut database = connection(&url).await;
+    let mut change = async |statement: &'static str| {
+        sqlx::query(statement).execute(&mut database).await.expect(statement);
+    };
+    let replica = Replica::start(&url, &[("HOOKLANE_LOG_FORMAT", "json")]).await;
+    let mut client = client(&replica).await;
+    register(&client, &receiver.url()).await;
+
+    // A call that fails: by its name and its trace.
+    change("alter table hooklane.replays rename to elsewhere").await;
+    let get = GetReplayRequest { replay_id: "rpl_01h455vb4pex5vsknk084sn02q".to_owned() };
+    let refused = client.get_replay(traced(get)).await.expect_err("it fails");
+    assert_eq!(refused.code(), tonic::Code::Internal);
+    change("alter table hooklane.elsewhere rename to replays").await;
+    let failed = saying(&replica, "a call failed in the database");
+    assert_eq!(failed.len(), 1, "once: {failed:?}");
+    for (field, expected) in [("level", "ERROR"), ("call", "GetReplay"), ("trace_id", TRACE_ID)] {
+        assert_eq!(failed[0][field], expected, "{field} of {}", failed[0]);
+    }
+
+    // Events that are not published.
+    change("alter table hooklane.events add constraint no_such check (event_type <> 'order.impossible')").await;
+    let event = PublishRequest {
+        event_type: "order.impossible".to_owned(),
+        body: Some(publish_request::Body::Payload("{}".into())),
+        ..PublishRequest::default()
+    };
+    client.publish(traced(event)).await.expect_err("it is refused");
+    let failed = saying(&replica, "events were not published");
+    assert_eq!(failed.len(), 1, "once: {failed:?}");
+    assert_eq!((&failed[0]["level"], &failed[0]["events"]), (&"ERROR".into(), &1.into()));
+    assert_eq!(failed[0]["trace_ids"], TRACE_ID);
+    assert!(failed[0]["ids"].as_str().is_some_and(|id| id.starts_with("evt_")), "{}", failed[0]);
+
+    // Results that wait.
+    change("alter table hooklane.settled_succeeded rename to elsewhere").await;
+    let delivery = publish(&client, "order.created").await;
+    let waiting =
+        eventually("results wait", || async { saying(&replica, "results wait for the database").pop() }).await;
+    assert_eq!((&waiting["results"], &waiting["level"]), (&1.into(), &"WARN".into()));
+    assert_eq!((&waiting["deliveries"], &waiting["trace_ids"]), (&delivery.as_str().into(), &TRACE_ID.into()));
+    change("alter table hooklane.elsewhere rename to settled_succeeded").await;
+    in_state(&client, &delivery, DeliveryState::Succeeded).await;
+
+    // A result that the database refuses, whatever is left out of it.
+    change("alter table hooklane.settled_succeeded add constraint no_such check (event_type <> 'order.refused')").await;
+    let delivery = publish(&client, "order.refused").await;
+    let refused = eventually("it is refused", || async {
+        lines(&replica, &delivery).into_iter().find(|line| line["message"] == "the database refused a result")
+    })
+    .await;
+    assert_eq!((&refused["level"], &refused["trace_id"]), (&"ERROR".into(), &TRACE_ID.into()));
+    assert!(refused["endpoint"].as_str().is_some_and(|id| id.starts_with("ep_")), "{refused}");
+}
+
+#[tokio::test]
+async fn an_attempt_that_was_lost_with_its_worker_is_logged_by_who_finds_it() {
+    let silent = Behaviour { silent: true, ..Behaviour::default() };
+    let receiver = Receiver::start(ReceiverOptions { behaviour: silent, ..ReceiverOptions::default() });
+    let receiver = receiver.await.expect("a receiver");
+    let url = database().await;
+    let mut lost = Replica::start(&url, &[]).await;
+    let name = lost.name().await;
+    let at_first = client(&lost).await;
+    register(&at_first, &receiver.url()).await;
+    let delivery = publish(&at_first, "order.created").await;
+    receiver.next().await.expect("a request");
+    lost.signal("KILL").await;
+    lost.ended().await;
+    receiver.set_behaviour(Behaviour::default());
+    let lapse = "update hooklane.outstanding set lease_until = now()";
+    sqlx::query(lapse).execute(&mut connection(&url).await).await.expect("lapsed");
+
+    let filter = "info,hooklane::delivery=debug";
+    let settings = [("HOOKLANE_LOG_FORMAT", "json"), ("HOOKLANE_LOG", filter)];
+    let successor = Replica::start(&url, &settings).await;
+    in_state(&client(&successor).await, &delivery, DeliveryState::Succeeded).await;
+    let told = eventually("it is logged", || async { lines(&successor, &delivery).pop() }).await;
+    for (field, expected) in [
+        ("level", "DEBUG"),
+        ("message", "an attempt was lost with its worker"),
+        ("outcome", "Lost"),
+        ("trace_id", TRACE_ID),
+        ("replica", name.as_str()),
+    ] {
+        assert_eq!(told[field], expected, "{field} of {told}");
+    }
+    let all = saying(&successor, "attempts were lost with their workers");
+    assert_eq!(all.len(), 1, "once: {all:?}");
+    assert_eq!((&all[0]["level"], &all[0]["attempts"]), (&"INFO".into(), &1.into()));
+    assert_eq!((&all[0]["deliveries"], &all[0]["trace_ids"]), (&delivery.as_str().into(), &TRACE_ID.into()));
 }

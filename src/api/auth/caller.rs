@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tonic::{Request, Status};
 
 use crate::api::convert::Violations;
-use crate::api::status;
+use crate::api::{status, under_way};
 use crate::domain::access::{Need, Role, Scope};
 use crate::domain::fields::Tenant;
 
@@ -107,7 +107,11 @@ pub(in crate::api) fn admitted<T>(request: Request<T>) -> Result<(Caller, T), St
     match extensions.remove::<Caller>() {
         Some(caller) => Ok((caller, message)),
         None => {
-            tracing::error!("a call came past the layer that asks who makes it");
+            tracing::error!(
+                call = under_way::call(),
+                trace_id = under_way::trace_id(),
+                "a call came past the layer that asks who makes it"
+            );
             Err(status::internal())
         }
     }

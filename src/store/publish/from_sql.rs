@@ -162,10 +162,7 @@ fn fate(place: &Place, answer: std::result::Result<Published, PublishError>) -> 
             note(format!("DUPLICATE: {} was published before with this idempotency key", published.event_id))
         }
         Err(PublishError::KeyConflict) => note(KEY_CONFLICT.to_owned()),
-        Err(PublishError::Refused(words)) => {
-            tracing::error!(event = %place.id, error = words, "an event published in SQL was refused");
-            note(REFUSED.to_owned())
-        }
+        Err(PublishError::Refused(_)) => note(REFUSED.to_owned()),
         Err(_) => Fate::Waits,
     }
 }

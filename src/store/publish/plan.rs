@@ -16,6 +16,7 @@ use crate::store::directory::{Recipient, TenantEndpoints};
 use crate::store::error::{Error, Result};
 use crate::store::idempotency::{self, Fingerprint, KnownKeys};
 use crate::store::order::{ONLY_KEY, OrderKey};
+use crate::telemetry::log::few;
 
 /// One event of a batch, ready to be written.
 pub(in crate::store) struct Plan {
@@ -184,7 +185,13 @@ async fn known_keys(store: &Store, waiting: &[Waiting]) -> Result<KnownKeys> {
 }
 
 fn refuse_all(waiting: Vec<Waiting>, error: &Error) {
-    tracing::warn!(events = waiting.len(), %error, "idempotency keys could not be read");
+    tracing::warn!(
+        events = waiting.len(),
+        tenants = %few(waiting.iter().map(|one| &one.event.tenant)),
+        trace_ids = %few(waiting.iter().filter_map(|one| one.event.trace_id())),
+        %error,
+        "idempotency keys could not be read"
+    );
     for one in waiting {
         one.answer(Err(PublishError::Unavailable));
     }
@@ -299,20 +306,20 @@ impl Planner<'_> {
         let event = &one.event;
         if let Some(inline) = one.inline {
             check_order(&event.schedule, &[inline])?;
-            return Ok(Recipients::Known(self.tenant(&event.tenant).await?.version, vec![inline]));
+            return Ok(Recipients::Known(self.tenant(event).await?.version, vec![inline]));
         }
-        let mut tenant = self.tenant(&event.tenant).await?;
+        let mut tenant = self.tenant(event).await?;
         if event.endpoint_ids.is_empty() {
             return Ok(matching(one, tenant));
         }
         // An unknown one may have been registered since, or be unlisted.
         let mut unlisted = Vec::new();
         if event.endpoint_ids.iter().any(|id| tenant.recipient(*id).is_none()) {
-            tenant = self.load(&event.tenant).await?;
+            tenant = self.load(event).await?;
             let unknown: Vec<_> =
                 event.endpoint_ids.iter().copied().filter(|id| tenant.recipient(*id).is_none()).collect();
             if !unknown.is_empty() {
-                unlisted = self.store.unlisted(&event.tenant, &unknown).await.map_err(unready)?;
+                unlisted = self.store.unlisted(&event.tenant, &unknown).await.map_err(|error| unready(event, error))?;
             }
         }
         let named = |id: &EndpointId| {
@@ -324,16 +331,17 @@ impl Planner<'_> {
         Ok(Recipients::Known(tenant.version, recipients))
     }
 
-    /// A tenant's endpoints as last read.
-    async fn tenant(&self, tenant: &Tenant) -> std::result::Result<Arc<TenantEndpoints>, PublishError> {
-        match self.store.directory.known(tenant) {
+    /// The endpoints of an event's tenant as last read.
+    async fn tenant(&self, event: &NewEvent) -> std::result::Result<Arc<TenantEndpoints>, PublishError> {
+        match self.store.directory.known(&event.tenant) {
             Some(known) => Ok(known),
-            None => self.load(tenant).await,
+            None => self.load(event).await,
         }
     }
 
-    async fn load(&self, tenant: &Tenant) -> std::result::Result<Arc<TenantEndpoints>, PublishError> {
-        self.store.directory.load(&self.store.engine, tenant).await.map_err(unready)
+    async fn load(&self, event: &NewEvent) -> std::result::Result<Arc<TenantEndpoints>, PublishError> {
+        let loaded = self.store.directory.load(&self.store.engine, &event.tenant).await;
+        loaded.map_err(|error| unready(event, error))
     }
 }
 

@@ -15,7 +15,7 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row};
 
 use super::collect::collect;
 use super::{COLUMNS, Replay, ReplayState, read_replay};
-use crate::domain::id::EndpointId;
+use crate::domain::id::{EndpointId, ReplayId};
 use crate::store::error::Result;
 use crate::store::{Due, Store};
 
@@ -112,7 +112,7 @@ impl Store {
             }
             // Tried again, it would fail again.
             (Err(error), Some(id)) if !error.is_passing() => {
-                tracing::error!(%error, "a replay could not go on");
+                tracing::error!(replay = %ReplayId::from_uuid(id), %error, "a replay could not go on");
                 let words = "the database refused it; the server's log tells more";
                 sqlx::query(FAIL).bind(id).bind(words).execute(&self.engine).await?;
                 Ok(Worked::Again(Duration::ZERO))

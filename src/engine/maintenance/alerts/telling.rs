@@ -85,6 +85,8 @@ async fn tell_of_failures(store: &Store, publisher: &Publisher) -> Result<bool> 
 /// Whether nothing remains to be done for an event: it is published, or never can be.
 async fn publish(publisher: &Publisher, event: NewEvent) -> bool {
     let event_type = event.event_type.clone();
+    // It names what the event is about.
+    let key = event.idempotency_key.clone().unwrap_or_default();
     match publisher.publish(event).await {
         Ok(_) => true,
         // A publisher took the key, or the database refuses the row: it would the next time, too. The others are said of
@@ -96,11 +98,11 @@ async fn publish(publisher: &Publisher, event: NewEvent) -> bool {
             | PublishError::OrderingKeyMissing(_)
             | PublishError::DeliverTimeInOrder(_)),
         ) => {
-            tracing::error!(%error, %event_type, "an operational event cannot be published");
+            tracing::error!(%error, %event_type, key, "an operational event cannot be published");
             true
         }
         Err(error @ (PublishError::QueueFull | PublishError::Unavailable | PublishError::Internal)) => {
-            tracing::warn!(%error, %event_type, "an operational event waits to be published");
+            tracing::warn!(%error, %event_type, key, "an operational event waits to be published");
             false
         }
     }
