@@ -1,7 +1,8 @@
 //! `hooklane alert`: lists and acknowledges alerts.
 
 use super::client::{Client, ConnectionArgs, refused, to_json};
-use super::flags::{self, PageArgs};
+use super::flags;
+use super::pages::PageArgs;
 use super::show::{Cell, Column, Paint, Table, time, visible, word};
 use super::{Failure, say};
 use crate::api::proto::{AcknowledgeAlertRequest, Alert, AlertKind, ListAlertsRequest};
@@ -77,7 +78,7 @@ pub async fn run(args: Args) -> Result<(), Failure> {
 }
 
 async fn list(mut client: Client, args: ListArgs, json: bool) -> Result<(), Failure> {
-    let mut table = Table::new(&[
+    let table = Table::new(&[
         Column::left("id"),
         Column::left("opened"),
         Column::left("closed"),
@@ -86,7 +87,7 @@ async fn list(mut client: Client, args: ListArgs, json: bool) -> Result<(), Fail
         Column::left("seen by"),
         Column::left("message"),
     ]);
-    let mut pages = args.page.pages();
+    let mut pages = args.page.pages(table, json);
     while let Some((page_size, page_token)) = pages.next() {
         let request = ListAlertsRequest {
             tenant: args.tenant.clone(),
@@ -97,13 +98,8 @@ async fn list(mut client: Client, args: ListArgs, json: bool) -> Result<(), Fail
             page_token,
         };
         let page = client.list_alerts(request).await.map_err(refused("ListAlerts"))?.into_inner();
-        pages.take(page.alerts.len(), page.next_page_token);
-        match json {
-            true => page.alerts.iter().try_for_each(|alert| say(&to_json(alert)?))?,
-            false => table.print(&page.alerts.iter().map(row).collect::<Vec<_>>())?,
-        }
+        pages.show(&page.alerts, page.next_page_token, row)?;
     }
-    pages.end();
     Ok(())
 }
 

@@ -1,7 +1,8 @@
 //! `hooklane dlq`: lists, replays and removes dead letters.
 
 use super::client::{Client, ConnectionArgs, refused, to_json};
-use super::flags::{self, PageArgs};
+use super::flags;
+use super::pages::PageArgs;
 use super::show::{Cell, Column, Table, count, time};
 use super::{Failure, note, replay, say};
 use crate::api::proto::{DeadLetter, DeleteDeadLettersRequest, DeleteDeadLettersResponse, ListDeadLettersRequest};
@@ -97,7 +98,7 @@ pub async fn run(args: Args) -> Result<(), Failure> {
 }
 
 async fn list(mut client: Client, args: ListArgs, json: bool) -> Result<(), Failure> {
-    let mut table = Table::new(&[
+    let table = Table::new(&[
         Column::left("delivery"),
         Column::left("failed"),
         Column::right("attempts"),
@@ -106,7 +107,7 @@ async fn list(mut client: Client, args: ListArgs, json: bool) -> Result<(), Fail
         Column::left("reason"),
         Column::left("kept until"),
     ]);
-    let mut pages = args.page.pages();
+    let mut pages = args.page.pages(table, json);
     while let Some((page_size, page_token)) = pages.next() {
         let request = ListDeadLettersRequest {
             tenant: args.filter.tenant.clone().unwrap_or_default(),
@@ -118,13 +119,8 @@ async fn list(mut client: Client, args: ListArgs, json: bool) -> Result<(), Fail
             page_token,
         };
         let page = client.list_dead_letters(request).await.map_err(refused("ListDeadLetters"))?.into_inner();
-        pages.take(page.dead_letters.len(), page.next_page_token);
-        match json {
-            true => page.dead_letters.iter().try_for_each(|letter| say(&to_json(letter)?))?,
-            false => table.print(&page.dead_letters.iter().map(row).collect::<Vec<_>>())?,
-        }
+        pages.show(&page.dead_letters, page.next_page_token, row)?;
     }
-    pages.end();
     Ok(())
 }
 

@@ -100,55 +100,6 @@ pub(super) fn read_secret(path: Option<&str>) -> Result<String, Failure> {
     if secret.is_empty() { Err(wrong("is empty")) } else { Ok(secret.to_owned()) }
 }
 
-/// How much of a list is wanted.
-#[derive(Debug, Clone, Copy, clap::Args)]
-pub(super) struct PageArgs {
-    /// How many to show at most, newest first
-    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..))]
-    limit: u64,
-    /// Show all there are
-    #[arg(long, conflicts_with = "limit")]
-    all: bool,
-}
-
-/// A list as it is read, page by page.
-#[derive(Debug)]
-pub(super) struct Pages {
-    left: u64,
-    token: Option<String>,
-}
-
-/// More in a page than that are not given.
-const PAGE_MAX: u64 = 500;
-
-impl PageArgs {
-    pub(super) const fn pages(self) -> Pages {
-        Pages { left: if self.all { u64::MAX } else { self.limit }, token: Some(String::new()) }
-    }
-}
-
-impl Pages {
-    /// Size and token of the next page to ask for; `None` at the end.
-    pub(super) fn next(&mut self) -> Option<(i32, String)> {
-        let size = self.left.min(PAGE_MAX);
-        let token = if size == 0 { None } else { self.token.take() };
-        token.map(|token| (i32::try_from(size).unwrap_or(i32::MAX), token))
-    }
-
-    /// A page came: how much was in it, and where the next begins.
-    pub(super) fn take(&mut self, count: usize, next_page_token: String) {
-        self.left = self.left.saturating_sub(count as u64);
-        self.token = Some(next_page_token).filter(|token| !token.is_empty());
-    }
-
-    /// Tells whoever reads a table that it is not all.
-    pub(super) fn end(&self) {
-        if self.token.is_some() {
-            super::note("there are more: --limit N shows N, --all shows all");
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -171,22 +122,5 @@ mod tests {
         assert_eq!(pair("team=a=b"), two("team", "a=b"));
         assert_eq!(header("X-Team:  a:b "), two("X-Team", "a:b"));
         assert!(pair("team").is_err() && pair("=b").is_err() && header("X-Team").is_err() && header(": b").is_err());
-    }
-
-    #[test]
-    fn a_list_is_read_to_its_limit_or_its_end() {
-        let pages = |limit, all| PageArgs { limit, all }.pages();
-        let mut limited = pages(600, false);
-        assert_eq!(limited.next(), Some((500, String::new())));
-        limited.take(500, "a".to_owned());
-        assert_eq!(limited.next(), Some((100, "a".to_owned())));
-        limited.take(100, "b".to_owned());
-        assert_eq!(limited.next(), None);
-        let mut all = pages(1, true);
-        assert_eq!(all.next(), Some((500, String::new())));
-        all.take(0, "a".to_owned());
-        assert_eq!(all.next(), Some((500, "a".to_owned())), "an empty page is not the end");
-        all.take(3, String::new());
-        assert_eq!(all.next(), None);
     }
 }

@@ -20,6 +20,7 @@ pub mod keys;
 pub mod listen;
 pub mod log_level;
 pub mod migrate;
+mod pages;
 pub mod postgres;
 pub mod publish;
 pub mod replay;

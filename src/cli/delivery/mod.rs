@@ -4,7 +4,8 @@ mod describe;
 
 pub(super) use self::describe::{add_event, attempt_fields, deliveries, row};
 use super::client::{Client, ConnectionArgs, refused, to_json};
-use super::flags::{self, PageArgs};
+use super::flags;
+use super::pages::PageArgs;
 use super::{Failure, say};
 use crate::api::proto::{
     CancelDeliveryRequest, Delivery, DeliveryState, GetDeliveryRequest, ListDeliveriesRequest, RetryDeliveryRequest,
@@ -111,8 +112,8 @@ async fn show(mut client: Client, args: ShowArgs, json: bool) -> Result<(), Fail
 }
 
 async fn list(mut client: Client, args: ListArgs, json: bool) -> Result<(), Failure> {
-    let mut table = deliveries();
-    let mut pages = args.page.pages();
+    let table = deliveries();
+    let mut pages = args.page.pages(table, json);
     while let Some((page_size, page_token)) = pages.next() {
         let request = ListDeliveriesRequest {
             tenant: args.tenant.clone(),
@@ -126,13 +127,8 @@ async fn list(mut client: Client, args: ListArgs, json: bool) -> Result<(), Fail
             page_token,
         };
         let page = client.list_deliveries(request).await.map_err(refused("ListDeliveries"))?.into_inner();
-        pages.take(page.deliveries.len(), page.next_page_token);
-        match json {
-            true => page.deliveries.iter().try_for_each(|delivery| say(&to_json(delivery)?))?,
-            false => table.print(&page.deliveries.iter().map(row).collect::<Vec<_>>())?,
-        }
+        pages.show(&page.deliveries, page.next_page_token, row)?;
     }
-    pages.end();
     Ok(())
 }
 

@@ -7,7 +7,8 @@ use self::describe::{fields, row};
 use self::shape::{ShapeArgs, scheme};
 use super::client::{Client, ConnectionArgs, refused, set_fields, to_json};
 use super::delivery::attempt_fields;
-use super::flags::{self, PageArgs};
+use super::flags;
+use super::pages::PageArgs;
 use super::show::{Column, Table, time, visible, word};
 use super::{Failure, note, say};
 use crate::api::proto::{
@@ -208,7 +209,7 @@ async fn add(mut client: Client, args: AddArgs, json: bool) -> Result<(), Failur
 }
 
 async fn list(mut client: Client, args: ListArgs, json: bool) -> Result<(), Failure> {
-    let mut table = Table::new(&[
+    let table = Table::new(&[
         Column::left("id"),
         Column::left("state"),
         Column::left("circuit"),
@@ -216,7 +217,7 @@ async fn list(mut client: Client, args: ListArgs, json: bool) -> Result<(), Fail
         Column::left("event types"),
         Column::left("url"),
     ]);
-    let mut pages = args.page.pages();
+    let mut pages = args.page.pages(table, json);
     while let Some((page_size, page_token)) = pages.next() {
         let request = ListEndpointsRequest {
             tenant: args.tenant.clone(),
@@ -227,13 +228,8 @@ async fn list(mut client: Client, args: ListArgs, json: bool) -> Result<(), Fail
             page_token,
         };
         let page = client.list_endpoints(request).await.map_err(refused("ListEndpoints"))?.into_inner();
-        pages.take(page.endpoints.len(), page.next_page_token);
-        match json {
-            true => page.endpoints.iter().try_for_each(|endpoint| say(&to_json(endpoint)?))?,
-            false => table.print(&page.endpoints.iter().map(row).collect::<Vec<_>>())?,
-        }
+        pages.show(&page.endpoints, page.next_page_token, row)?;
     }
-    pages.end();
     Ok(())
 }
 
