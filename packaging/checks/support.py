@@ -71,11 +71,6 @@ def settings():
     return {one["key"]: names(one) for one in read_settings()}
 
 
-def unbuilt():
-    """The names in the environment of settings that still stop the start."""
-    return set().union(*(names(one) for one in read_settings() if not one["is_built"]))
-
-
 def names(setting):
     return {setting["variable"], setting["file_variable"]} - {None}
 

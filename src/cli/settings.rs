@@ -58,8 +58,5 @@ fn print(setting: &Described) -> Result<(), Failure> {
     fields.add("  environment", &setting.variable);
     fields.add("  from a file", setting.file_variable.as_deref().unwrap_or_default());
     fields.add("  flag", setting.flag.unwrap_or_default());
-    if !setting.is_built {
-        fields.add("  not built yet", "setting it stops the start");
-    }
     fields.print()
 }

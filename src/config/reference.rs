@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::source::{Flags, Reader, Source};
-use super::{Built, Config, Profile, SETTINGS, Setting};
+use super::{Config, Profile, SETTINGS, Setting};
 
 /// A setting as the reference shows it.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -20,8 +20,6 @@ pub struct Described {
     pub default: String,
     /// Its default in `dev`, where that is another.
     pub default_in_dev: Option<String>,
-    /// Whether it can be set; otherwise it stops the start.
-    pub is_built: bool,
     /// What it is for and what is allowed, in Markdown.
     pub meaning: &'static str,
     #[serde(skip)]
@@ -43,7 +41,6 @@ pub fn describe() -> Vec<Described> {
             flag: setting.flag,
             default_in_dev: (dev != serve).then_some(dev),
             default: serve,
-            is_built: setting.built == Built::Yes,
             meaning: setting.meaning,
             more: setting.more,
         }
@@ -107,9 +104,8 @@ fn row(setting: &Described) -> String {
         None => shown(&setting.default),
     };
     let more = setting.more.map_or_else(String::new, |chapter| format!(" ([more](../README.md#{chapter}))"));
-    let unbuilt = if setting.is_built { "" } else { "; not built yet: setting it stops the start" };
     let flag = setting.flag.map_or_else(String::new, code);
-    format!("| {} | {variables} | {flag} | {default} | {}{unbuilt}{more} |", code(setting.key), setting.meaning)
+    format!("| {} | {variables} | {flag} | {default} | {}{more} |", code(setting.key), setting.meaning)
 }
 
 #[cfg(test)]
@@ -127,10 +123,10 @@ mod tests {
     }
 
     #[test]
-    fn every_setting_that_is_built_is_read_in_every_way_to_start() {
+    fn every_setting_is_read_in_every_way_to_start() {
         for profile in [Profile::Serve, Profile::Dev, Profile::Migrate] {
             let read = defaults(profile);
-            for setting in SETTINGS.iter().filter(|setting| setting.built == Built::Yes) {
+            for setting in SETTINGS {
                 let times = read.iter().filter(|(one, _)| one.key == setting.key).count();
                 assert_eq!(times, 1, "{} in {profile:?}", setting.key);
             }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use super::{Built, SETTINGS, Setting};
+use super::{SETTINGS, Setting};
 
 /// The settings that have flags of their own.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -119,12 +119,7 @@ impl Source {
     }
 
     fn add(&mut self, setting: &Setting, name: String, text: String) {
-        match setting.built {
-            Built::Yes => {
-                self.values.insert(setting.key, Value { text, name });
-            }
-            Built::No => self.problems.push(format!("{name}: is not built yet; leave it out")),
-        }
+        self.values.insert(setting.key, Value { text, name });
     }
 }
 
@@ -244,7 +239,7 @@ impl Reader {
         default: &str,
         parse: impl Fn(&str) -> Result<T, String>,
     ) -> Option<T> {
-        debug_assert!(Setting::find(key).is_some_and(|known| known.built == Built::Yes), "{key} is no built setting");
+        debug_assert!(Setting::find(key).is_some(), "{key} is no setting");
         self.asked.extend(Setting::find(key).map(|setting| (setting, default.to_owned())));
         let text = self.source.values.get(key).map_or_else(|| default.to_owned(), |value| value.text.clone());
         parse(&text).map_err(|problem| self.refuse(key, &text, &problem)).ok()
