@@ -8,36 +8,32 @@ use crate::domain::event::Event;
 use crate::store::{Claimed, Settlement};
 use crate::telemetry::log::DELIVERY;
 
+/// A line about an attempt, at a level, with what is said of it besides the ids.
+macro_rules! tell {
+    ($level:ident, $claimed:ident, $event:ident, $result:ident, $($said:tt)+) => {
+        tracing::$level!(
+            target: DELIVERY,
+            delivery = %$claimed.id,
+            event = %$event.id,
+            endpoint = %$claimed.endpoint,
+            trace_id = %$event.trace_id(),
+            tenant = $event.tenant.as_str(),
+            event_type = $event.event_type.as_str(),
+            attempt = $claimed.attempt,
+            outcome = ?$result.outcome,
+            $($said)+
+        )
+    };
+}
+
 /// Tells of an attempt that failed.
 pub(super) fn of_attempt(claimed: &Claimed, event: &Event, result: &AttemptResult, settlement: &Settlement) {
     match settlement {
-        Settlement::Failed(reason) => tracing::info!(
-            target: DELIVERY,
-            delivery = %claimed.id,
-            event = %event.id,
-            endpoint = %claimed.endpoint,
-            trace_id = %event.trace_id(),
-            tenant = event.tenant.as_str(),
-            event_type = event.event_type.as_str(),
-            attempt = claimed.attempt,
-            outcome = ?result.outcome,
-            reason,
-            "a delivery failed for good"
-        ),
-        Settlement::Retry { delay } => tracing::debug!(
-            target: DELIVERY,
-            delivery = %claimed.id,
-            event = %event.id,
-            endpoint = %claimed.endpoint,
-            trace_id = %event.trace_id(),
-            tenant = event.tenant.as_str(),
-            event_type = event.event_type.as_str(),
-            attempt = claimed.attempt,
-            outcome = ?result.outcome,
-            error = result.error,
-            retry_in_seconds = delay.as_secs_f64(),
-            "an attempt failed"
-        ),
+        Settlement::Failed(reason) => tell!(info, claimed, event, result, reason, "a delivery failed for good"),
+        Settlement::Retry { delay } => {
+            let (error, retry_in_seconds) = (&result.error, delay.as_secs_f64());
+            tell!(debug, claimed, event, result, error, retry_in_seconds, "an attempt failed");
+        }
         Settlement::Succeeded | Settlement::Canceled(_) | Settlement::Expired => {}
     }
 }

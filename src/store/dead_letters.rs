@@ -145,9 +145,12 @@ select id, payload from events where id = any($1)
 union all
 select id, payload from events_kept where id = any($1)";
 
-/// A batch, oldest first, by the indexes of [`LIST`]; `$10` ends what is looked at, so that it ends although more fail
-/// meanwhile. Answers how many were looked at and matched, and where the looking ended.
-const COUNT: &str = "
+/// A batch, oldest first, by the indexes of [`LIST`], and what is asked about it; `$10` ends what is looked at, so that it
+/// ends although more fail meanwhile.
+macro_rules! of_walked {
+    ($asked:literal) => {
+        concat!(
+            "
 with walked as materialized (
   select f.id, f.settle_time, f.event_type
   from settled_failed f
@@ -158,24 +161,23 @@ with walked as materialized (
     and ($9::uuid[] is null or f.id = any($9)) and f.settle_time <= $10
   order by f.settle_time, f.id
   limit $8
-)
+)",
+            $asked
+        )
+    };
+}
+
+/// Answers how many were looked at and matched, and where the looking ended.
+const COUNT: &str = of_walked!(
+    "
 select count(*), count(*) filter (where $11::text is null or event_type ~ $11), max(settle_time),
        (select id from walked order by settle_time desc, id desc limit 1)
-from walked";
+from walked"
+);
 
 /// The same, and what matches is dismissed. Rows are found again by their key, within the days they are of.
-const DISMISS: &str = "
-with walked as materialized (
-  select f.id, f.settle_time, f.event_type
-  from settled_failed f
-  where f.state = 5 and f.dismiss_time is null and f.settle_time > now() - make_interval(secs => $1)
-    and ($2::text is null or f.tenant = $2) and ($3::uuid is null or f.endpoint_id = $3)
-    and ($4::timestamptz is null or f.settle_time > $4) and ($5::timestamptz is null or f.settle_time < $5)
-    and ($6::timestamptz is null or (f.settle_time, f.id) > ($6, $7::uuid))
-    and ($9::uuid[] is null or f.id = any($9)) and f.settle_time <= $10
-  order by f.settle_time, f.id
-  limit $8
-), dismissed as (
+const DISMISS: &str = of_walked!(
+    ", dismissed as (
   update settled_failed f set dismiss_time = now()
   where f.id = any(array(select w.id from walked w where $11::text is null or w.event_type ~ $11))
     and f.settle_time >= (select min(w.settle_time) from walked w)
@@ -185,7 +187,8 @@ with walked as materialized (
 )
 select count(*), (select count(*) from dismissed), max(settle_time),
        (select id from walked order by settle_time desc, id desc limit 1)
-from walked";
+from walked"
+);
 
 impl Store {
     /// Dead letters, newest first, `limit` at most; and after which one to go on, where there may be more.

@@ -45,9 +45,27 @@ pub enum CancelRefused {
     Store(#[from] super::Error),
 }
 
+/// The end of a statement that retries deliveries by hand, in a part `retried`: the timeline tells of each.
+macro_rules! tell_of_retried {
+    ($answer:literal) => {
+        concat!(
+            "), told as (
+  insert into timeline (time, delivery_id, endpoint_id, event_id, kind, state, priority, attempt_count,
+                        next_attempt_at, tenant, event_type)
+  select now(), id, endpoint_id, event_id, 8, state, priority, attempt_count, nullif(due_at, 'infinity'), tenant,
+         event_type
+  from retried
+)",
+            $answer
+        )
+    };
+}
+pub(super) use tell_of_retried;
+
 /// A waiting retry becomes due now with a fresh budget; one that is parked behind others stays there. Locks one row by
 /// `outstanding_pkey`.
-const RETRY_WAITING: &str = "
+const RETRY_WAITING: &str = concat!(
+    "
 with retried as (
   update outstanding o
   set due_at = case when o.due_at = 'infinity' then o.due_at else now() end, claim_gen = o.claim_gen + 1,
@@ -55,26 +73,25 @@ with retried as (
   where o.id = $1 and o.state = 3
     and exists (select from endpoints e where e.id = o.endpoint_id and e.delete_time is null)
   returning *
-), told as (
-  insert into timeline (time, delivery_id, endpoint_id, event_id, kind, state, priority, attempt_count,
-                        next_attempt_at, tenant, event_type)
-  select now(), id, endpoint_id, event_id, 8, state, priority, attempt_count, nullif(due_at, 'infinity'), tenant,
-         event_type
-  from retried
-)
-select endpoint_id from retried";
+",
+    tell_of_retried!(
+        "
+select endpoint_id from retried"
+    )
+);
 
 /// Settled ones go back to the outstanding, for a retry or a replay: attempt numbers go on, the fence grows, the budget is
 /// fresh. `$2` and `$3` bound when they settled, which leaves out the other days; `$4` is why the next attempt is made.
 /// Locks the rows in id order, by `settled_failed_pkey`. Those of an ordered endpoint take their place again, or another
 /// ([`super::order`]).
-pub(super) const RESTORE: &str = "
+pub(super) const RESTORE: &str = concat!(
+    "
 with taken as (
   delete from settled_failed f
   where f.id = any($1::uuid[]) and f.settle_time >= $2 and f.settle_time <= $3 and f.order_key is null
     and exists (select from endpoints e where e.id = f.endpoint_id and e.delete_time is null)
   returning *
-), restored as (
+), retried as (
   insert into outstanding (id, endpoint_id, event_id, due_at, claim_gen, attempt_count, last_status, state, priority,
                            payload_format, trigger, tenant, event_type, last_error, expire_at)
   select id, endpoint_id, event_id, now(), claim_gen + 1, attempt_count, last_status,
@@ -82,12 +99,12 @@ with taken as (
          case when expire_at > now() then expire_at end
   from taken
   returning *
-), told as (
-  insert into timeline (time, delivery_id, endpoint_id, event_id, kind, state, priority, attempt_count,
-                        next_attempt_at, tenant, event_type)
-  select now(), id, endpoint_id, event_id, 8, state, priority, attempt_count, due_at, tenant, event_type from restored
-)
-select endpoint_id, id from restored";
+",
+    tell_of_retried!(
+        "
+select endpoint_id, id from retried"
+    )
+);
 
 /// Ends deliveries that wait: takes those that the condition names, and puts them on record as settled in a state (a
 /// number of the contract) for a reason.

@@ -9,7 +9,7 @@ use super::{OrderKey, advance, join, lock, pass_on};
 use crate::domain::attempt::AttemptTrigger;
 use crate::domain::id::{DeliveryId, EndpointId};
 use crate::store::error::Result;
-use crate::store::operate::{SETTLED_EVER, end_waiting};
+use crate::store::operate::{SETTLED_EVER, end_waiting, tell_of_retried};
 use crate::store::queue::CANCELED_REASON;
 use crate::store::types::PgTime;
 use crate::store::{Due, Store};
@@ -25,7 +25,8 @@ for update of f";
 
 /// Puts one back: where others wait for it, at their head, in its own place; else behind them. `$4`: nothing else is
 /// ordered by the key, which the caller has locked.
-const RETRY: &str = "
+const RETRY: &str = concat!(
+    "
 with unblocked as (
   update order_keys k set blocked_by = null, blocked_time = null
   where k.endpoint_id = $2 and k.key = $3 and k.blocked_by = $1
@@ -43,14 +44,10 @@ with unblocked as (
          case when is_head then seq else nextval('order_seq') end
   from placed
   returning *
-), told as (
-  insert into timeline (time, delivery_id, endpoint_id, event_id, kind, state, priority, attempt_count,
-                        next_attempt_at, tenant, event_type)
-  select now(), id, endpoint_id, event_id, 8, state, priority, attempt_count, nullif(due_at, 'infinity'), tenant,
-         event_type
-  from retried
-)
-select count(*) from retried";
+",
+    tell_of_retried!("
+select count(*) from retried")
+);
 
 /// The head of a key that waits for its first or next attempt.
 const CANCEL_HEAD: &str =

@@ -78,26 +78,30 @@ cross join lateral (
   ) as is_blocking
 ) b";
 
-/// The next items of lanes, by `replay_items_pkey`.
-const ITEMS: &str = "
+/// The items of lanes behind one, in id order, by `replay_items_pkey`; how far they go is a third array and its condition.
+macro_rules! items {
+    ($until:literal, $condition:literal) => {
+        concat!(
+            "
 select i.endpoint_id, i.id, i.settle_time, i.is_succeeded
-from unnest($2::uuid[], $3::uuid[], $4::bigint[]) as l (endpoint_id, done_to, room)
+from unnest($2::uuid[], $3::uuid[], ",
+            $until,
+            ") as l (endpoint_id, done_to, until)
 cross join lateral (
   select i.* from replay_items i
-  where i.replay_id = $1 and i.endpoint_id = l.endpoint_id and i.id > l.done_to
-  order by i.id
-  limit l.room
-) i";
+  where i.replay_id = $1 and i.endpoint_id = l.endpoint_id and i.id > l.done_to ",
+            $condition,
+            "
+) i"
+        )
+    };
+}
+
+/// The next ones, as many as there is room for.
+const ITEMS: &str = items!("$4::bigint[]", "order by i.id limit l.until");
 
 /// Items of ordered endpoints that were published in one millisecond go together: in it, ids tell no order.
-const ITEMS_BESIDE: &str = "
-select i.endpoint_id, i.id, i.settle_time, i.is_succeeded
-from unnest($2::uuid[], $3::uuid[], $4::uuid[]) as l (endpoint_id, last, floor)
-cross join lateral (
-  select i.* from replay_items i
-  where i.replay_id = $1 and i.endpoint_id = l.endpoint_id and i.id > l.last and i.id < l.floor
-  order by i.id
-) i";
+const ITEMS_BESIDE: &str = items!("$4::uuid[]", "and i.id < l.until order by i.id");
 
 const LANES_DONE: &str = "
 update replay_lanes l set done_to = u.done_to, items_left = l.items_left - u.done, look_time = clock_timestamp()
