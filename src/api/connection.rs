@@ -6,6 +6,8 @@
 //! A listener that closes resets whatever the kernel holds for it, and tonic drops a connection that has yet to say what
 //! it wants. Their callers could not tell whether a call was made. So a shutdown first lets in all that have come, and
 //! tonic asks them to finish once each has been heard.
+//!
+//! The file is long because what a connection is counted by follows it from its first byte to its cut.
 
 use std::collections::HashMap;
 use std::io;
