@@ -7,15 +7,15 @@ use rand::rngs::SysRng;
 use zeroize::Zeroizing;
 
 use super::Failure;
-use super::serve::{connect_failure, load};
+use super::database::{Where, failed};
+use super::serve::connect_failure;
 use super::show::{Cell, Column, Table};
-use crate::config::{Flags, Profile, parse_span};
+use crate::config::parse_span;
 use crate::domain::Problem;
 use crate::domain::access::{Role, Scope};
 use crate::domain::api_key::ApiKey;
 use crate::domain::id::KeyId;
 use crate::store::{DbClock, KEYS_MAX, KeyRecord, Keys, NewKey};
-use crate::telemetry::log;
 
 /// Make, list and revoke API keys
 ///
@@ -32,16 +32,6 @@ enum Command {
     Create(CreateArgs),
     List(ListArgs),
     Revoke(RevokeArgs),
-}
-
-#[derive(Debug, clap::Args)]
-struct Where {
-    /// A TOML file of settings
-    #[arg(long, value_name = "FILE", env = "HOOKLANE_CONFIG")]
-    config: Option<std::path::PathBuf>,
-    /// The primary, postgres://user:password@host:port/database [env: DATABASE_URL]
-    #[arg(long, value_name = "URL")]
-    database_url: Option<String>,
 }
 
 /// Make a key and show it, the only time
@@ -160,14 +150,7 @@ async fn revoke(args: RevokeArgs) -> Result<(), Failure> {
 }
 
 async fn open(place: Where) -> Result<(Keys, DbClock), Failure> {
-    let flags = Flags { config: place.config, database_url: place.database_url, ..Flags::default() };
-    let config = load(Profile::Migrate, &flags)?;
-    log::start(&config.log);
-    Keys::open(&config.store).await.map_err(|error| connect_failure(&error))
-}
-
-fn failed(error: crate::store::Error) -> Failure {
-    if error.is_passing() { Failure::try_again(error.to_string()) } else { Failure::internal(error.to_string()) }
+    Keys::open(&place.settings()?.store).await.map_err(|error| connect_failure(&error))
 }
 
 fn state(record: &KeyRecord) -> &'static str {

@@ -1,6 +1,5 @@
 //! `hooklane keys`: the master keys that secrets are sealed with, made, put to use and given up.
 
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rand::TryRng as _;
@@ -8,11 +7,11 @@ use rand::rngs::SysRng;
 use zeroize::Zeroizing;
 
 use super::Failure;
-use super::serve::{connect_failure, load};
-use crate::config::{Config, Flags, Profile};
+use super::database::{Where, failed};
+use super::serve::connect_failure;
+use crate::config::Config;
 use crate::domain::keyring::Keyring;
-use crate::store::{Error, KeyUse, Pass, Rewrap};
-use crate::telemetry::log;
+use crate::store::{KeyUse, Pass, Rewrap};
 
 /// Make master keys, and bring everything under the present one
 ///
@@ -52,16 +51,6 @@ struct GenerateArgs {
     id: Option<String>,
 }
 
-#[derive(Debug, clap::Args)]
-struct Where {
-    /// A TOML file of settings
-    #[arg(long, value_name = "FILE", env = "HOOKLANE_CONFIG")]
-    config: Option<PathBuf>,
-    /// The primary, postgres://user:password@host:port/database [env: DATABASE_URL]
-    #[arg(long, value_name = "URL")]
-    database_url: Option<String>,
-}
-
 /// How often what others changed meanwhile is tried again.
 const PASSES_MAX: u32 = 100;
 /// How often people are told how far it is.
@@ -96,7 +85,7 @@ fn generate(args: GenerateArgs) -> Result<(), Failure> {
 }
 
 async fn list(place: Where) -> Result<(), Failure> {
-    let config = settings(place)?;
+    let config = place.settings()?;
     let sealing = config.store.encryption.keys.as_ref().filter(|_| !config.store.encryption.plaintext);
     let sealing = sealing.map(|keys| keys.sealing_key().to_owned());
     let usage = open(&config).await?.usage().await.map_err(failed)?;
@@ -114,7 +103,7 @@ async fn list(place: Where) -> Result<(), Failure> {
 }
 
 async fn rotate(place: Where) -> Result<(), Failure> {
-    let config = settings(place)?;
+    let config = place.settings()?;
     let encryption = &config.store.encryption;
     if encryption.keys.is_none() && !encryption.plaintext {
         return Err(Failure::usage(
@@ -172,19 +161,8 @@ fn unreadable(pass: &Pass, rewrapped: u64) -> Failure {
     ))
 }
 
-fn settings(place: Where) -> Result<Config, Failure> {
-    let flags = Flags { config: place.config, database_url: place.database_url, ..Flags::default() };
-    let config = load(Profile::Migrate, &flags)?;
-    log::start(&config.log);
-    Ok(config)
-}
-
 async fn open(config: &Config) -> Result<Rewrap, Failure> {
     Rewrap::open(&config.store).await.map_err(|error| connect_failure(&error))
-}
-
-fn failed(error: Error) -> Failure {
-    if error.is_passing() { Failure::try_again(error.to_string()) } else { Failure::internal(error.to_string()) }
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ pub mod bench;
 pub mod check_config;
 mod client;
 pub mod completions;
+mod database;
 pub mod delivery;
 pub mod demo;
 pub mod dev;

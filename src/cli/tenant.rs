@@ -1,12 +1,11 @@
 //! `hooklane tenant erase`: removes everything of a tenant, in the database itself, while replicas run or while none does.
 
 use super::Failure;
-use super::serve::{connect_failure, load};
-use crate::config::{Flags, Profile};
+use super::database::{Where, failed};
+use super::serve::connect_failure;
 use crate::domain::Problem;
 use crate::domain::fields::Tenant;
 use crate::store::{Erased, Erasure};
-use crate::telemetry::log;
 
 /// Rounds after which the tenant is said to be published to all the time.
 const ROUNDS_MAX: usize = 10;
@@ -40,12 +39,8 @@ struct EraseArgs {
     /// That it is meant: nothing brings it back
     #[arg(long)]
     yes: bool,
-    /// A TOML file of settings
-    #[arg(long, value_name = "FILE", env = "HOOKLANE_CONFIG")]
-    config: Option<std::path::PathBuf>,
-    /// The primary, postgres://user:password@host:port/database [env: DATABASE_URL]
-    #[arg(long, value_name = "URL")]
-    database_url: Option<String>,
+    #[command(flatten)]
+    place: Where,
 }
 
 /// Does what is asked.
@@ -61,9 +56,7 @@ async fn erase(args: EraseArgs) -> Result<(), Failure> {
             args.tenant
         )));
     }
-    let flags = Flags { config: args.config, database_url: args.database_url, ..Flags::default() };
-    let config = load(Profile::Migrate, &flags)?;
-    log::start(&config.log);
+    let config = args.place.settings()?;
     let erasure = Erasure::open(&config.store, args.tenant.clone()).await.map_err(|error| connect_failure(&error))?;
     let closed = erasure.close().await.map_err(failed)?;
     super::note(&format!("{}: {} keys and {} endpoints are closed", args.tenant, closed.keys, closed.endpoints));
@@ -86,10 +79,6 @@ async fn erase(args: EraseArgs) -> Result<(), Failure> {
         "something of the tenant {} is still published, in SQL or with a key for all tenants; end that and start it again",
         args.tenant
     )))
-}
-
-fn failed(error: crate::store::Error) -> Failure {
-    if error.is_passing() { Failure::try_again(error.to_string()) } else { Failure::internal(error.to_string()) }
 }
 
 /// The tenant has to be written: the default one, too.

@@ -7,7 +7,8 @@ use sqlx::types::Uuid;
 
 use super::Args;
 use super::callers::{Audience, Target};
-use super::cluster::{Cluster, execute, mean_ms, sql_failed};
+use super::cluster::{Cluster, mean_ms};
+use super::fill::{self, filling};
 use super::measure::{self, FixedRate};
 use super::progress;
 use super::stage::Stage;
@@ -20,30 +21,16 @@ const RATE: f64 = 200.0;
 /// The silent lane fills, the sweep has seen the backlog, caches are warm.
 const SETTLE_IN: Duration = Duration::from_secs(5);
 
-/// Rows as publishes of the last minute would have left them, an event each; `$1` is their number, `$2` the endpoints
-/// they are of, in turn.
-const FILL: &str = "
-with drawn as materialized (
-  select lpad(to_hex(floor(extract(epoch from now()) * 1000)::bigint - 60000 + n % 60000), 12, '0') as millis,
-         md5(n::text) as digits, ($2::uuid[])[1 + n % cardinality($2::uuid[])] as endpoint_id
-  from generate_series(1, $1) as n
-), ids as materialized (
-  select endpoint_id, (millis || '7' || substr(digits, 1, 3) || '8' || substr(digits, 4, 15))::uuid as event_id,
-         (millis || '7' || substr(digits, 5, 3) || '9' || substr(digits, 8, 15))::uuid as id
-  from drawn
-), new_events as (
-  insert into hooklane.events (id, tenant, event_type, payload, content_type)
-  select event_id, 'default', 'bench.event', convert_to('{\"pad\":\"' || repeat('x', 490) || '\"}', 'UTF8'),
-         'application/json'
-  from ids
-), queued as (
+/// Rows that wait.
+const FILL: &str = filling!(", queued as (
   insert into hooklane.outstanding (id, endpoint_id, event_id, due_at, state, priority, payload_format, tenant, event_type)
   select id, endpoint_id, event_id, hooklane.uuid_time(id), 1, 2, 1, 'default', 'bench.event' from ids
 )
 insert into hooklane.timeline (time, delivery_id, endpoint_id, event_id, kind, state, priority, attempt_count,
                                next_attempt_at, tenant, event_type)
 select hooklane.uuid_time(id), id, endpoint_id, event_id, 1, 1, 2, 0, hooklane.uuid_time(id), 'default', 'bench.event'
-from ids";
+from ids"
+);
 
 /// What it measured.
 #[derive(Debug, Clone, Serialize)]
@@ -94,10 +81,5 @@ pub(super) async fn run(cluster: &Cluster, args: &Args) -> Result<BacklogReport,
 
 /// Writes rows that wait for these endpoints.
 pub(super) async fn fill(stage: &Stage<'_>, rows: i64, endpoints: &[Uuid]) -> Result<(), Failure> {
-    let mut connection = stage.cluster.connect(&stage.database).await?;
-    sqlx::query(FILL).bind(rows).bind(endpoints).execute(&mut connection).await.map_err(sql_failed)?;
-    // As autovacuum would have left it, which must not run beside one of the measurements only.
-    execute(&mut connection, "vacuum analyze hooklane.outstanding").await?;
-    execute(&mut connection, "vacuum analyze hooklane.events").await?;
-    execute(&mut connection, "vacuum analyze hooklane.timeline").await
+    fill::fill(stage, FILL, rows, endpoints, "outstanding").await
 }

@@ -8,6 +8,7 @@ mod backlog;
 mod callers;
 mod checks;
 mod cluster;
+mod fill;
 mod gates;
 mod healthy;
 mod history;

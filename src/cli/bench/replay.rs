@@ -6,7 +6,8 @@ use serde::Serialize;
 use sqlx::types::Uuid;
 
 use super::callers::{self, Audience, Client, Target};
-use super::cluster::{Cluster, execute, sql_failed};
+use super::cluster::Cluster;
+use super::fill::{self, filling};
 use super::http::Receivers;
 use super::measure::{self, FixedRate};
 use super::stage::Stage;
@@ -20,31 +21,18 @@ const ROWS: i64 = 100_000;
 const PATIENCE: Duration = Duration::from_secs(300);
 const POLL: Duration = Duration::from_millis(100);
 
-/// Dead letters as failures of the last minute would have left them, an event each; `$1` is their number, `$2` their
-/// endpoint.
-const FILL: &str = "
-with drawn as materialized (
-  select lpad(to_hex(floor(extract(epoch from now()) * 1000)::bigint - 60000 + n % 60000), 12, '0') as millis,
-         md5(n::text) as digits
-  from generate_series(1, $1) as n
-), ids as materialized (
-  select (millis || '7' || substr(digits, 1, 3) || '8' || substr(digits, 4, 15))::uuid as event_id,
-         (millis || '7' || substr(digits, 5, 3) || '9' || substr(digits, 8, 15))::uuid as id
-  from drawn
-), new_events as (
-  insert into hooklane.events (id, tenant, event_type, payload, content_type)
-  select event_id, 'default', 'bench.event', convert_to('{\"pad\":\"' || repeat('x', 490) || '\"}', 'UTF8'),
-         'application/json'
-  from ids
-), failed as (
+/// Dead letters, as failures of now would have left them.
+const FILL: &str = filling!(
+    ", failed as (
   insert into hooklane.settled_failed (id, endpoint_id, event_id, settle_time, claim_gen, attempt_count, last_status,
                                        state, priority, payload_format, tenant, event_type, reason, last_error)
-  select id, $2, event_id, now(), 6, 6, 503, 5, 2, 1, 'default', 'bench.event', 'the retries are spent', ''
+  select id, endpoint_id, event_id, now(), 6, 6, 503, 5, 2, 1, 'default', 'bench.event', 'the retries are spent', ''
   from ids
 )
 insert into hooklane.timeline (time, delivery_id, endpoint_id, event_id, kind, state, priority, attempt_count, tenant,
                                event_type, reason)
-select now(), id, $2, event_id, 5, 5, 2, 6, 'default', 'bench.event', 'the retries are spent' from ids";
+select now(), id, endpoint_id, event_id, 5, 5, 2, 6, 'default', 'bench.event', 'the retries are spent' from ids"
+);
 
 /// What it measured.
 #[derive(Debug, Clone, Serialize)]
@@ -100,12 +88,7 @@ pub(super) async fn run(cluster: &Cluster, args: &Args) -> Result<ReplayReport, 
 }
 
 async fn fill(stage: &Stage<'_>, endpoint: Uuid) -> Result<(), Failure> {
-    let mut connection = stage.cluster.connect(&stage.database).await?;
-    sqlx::query(FILL).bind(ROWS).bind(endpoint).execute(&mut connection).await.map_err(sql_failed)?;
-    // As autovacuum would have left it, which must not run beside one of the measurements only.
-    execute(&mut connection, "vacuum analyze hooklane.settled_failed").await?;
-    execute(&mut connection, "vacuum analyze hooklane.events").await?;
-    execute(&mut connection, "vacuum analyze hooklane.timeline").await
+    fill::fill(stage, FILL, ROWS, &[endpoint], "settled_failed").await
 }
 
 /// Starts the replay of what the endpoint has; answers its id.
