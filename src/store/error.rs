@@ -65,8 +65,9 @@ fn kind_of(refusal: &dyn DatabaseError) -> Kind {
     let code = refusal.code().unwrap_or_default();
     match (code.get(..2).unwrap_or_default(), code.as_ref()) {
         (_, "40001" | "40P01") => Kind::Conflict,
-        // A deleted pooled plan or a canceled statement is no fault of a row; 57P0x: the server goes away.
-        ("08" | "53" | "57" | "58", _) | (_, "25006" | "55P03") => Kind::Unavailable,
+        // A deleted pooled plan or a canceled statement is no fault of a row; 57P0x: the server goes away; 55000 is said of
+        // a database that takes no connections.
+        ("08" | "53" | "57" | "58", _) | (_, "25006" | "55000" | "55P03") => Kind::Unavailable,
         ("22" | "23" | "54", _) => Kind::Data,
         _ => Kind::Internal,
     }
