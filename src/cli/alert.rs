@@ -1,6 +1,7 @@
 //! `hooklane alert`: lists and acknowledges alerts.
 
 use super::client::{Client, ConnectionArgs, refused, to_json};
+use super::each::each;
 use super::flags;
 use super::pages::PageArgs;
 use super::show::{Cell, Column, Paint, Table, time, visible, word};
@@ -129,17 +130,17 @@ fn seen_by(alert: &Alert) -> &str {
 }
 
 async fn acknowledge(mut client: Client, ids: Vec<String>, json: bool) -> Result<(), Failure> {
-    for alert_id in ids {
+    each(ids, async |alert_id| {
         let request = AcknowledgeAlertRequest { alert_id };
         let answer = client.acknowledge_alert(request).await.map_err(refused("AcknowledgeAlert"))?;
         let alert = answer.into_inner().alert;
         let alert = alert.ok_or_else(|| Failure::internal("the service answered without the alert"))?;
         match json {
-            true => say(&to_json(&alert)?)?,
-            false => say(&format!("{} was seen by {}", alert.id, visible(seen_by(&alert))))?,
+            true => say(&to_json(&alert)?),
+            false => say(&format!("{} was seen by {}", alert.id, visible(seen_by(&alert)))),
         }
-    }
-    Ok(())
+    })
+    .await
 }
 
 #[cfg(test)]

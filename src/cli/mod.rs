@@ -12,6 +12,7 @@ pub mod delivery;
 pub mod demo;
 pub mod dev;
 pub mod dlq;
+mod each;
 pub mod endpoint;
 pub mod event;
 mod flags;

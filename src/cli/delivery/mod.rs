@@ -4,6 +4,7 @@ mod describe;
 
 pub(super) use self::describe::{add_event, attempt_fields, deliveries, row};
 use super::client::{Client, ConnectionArgs, refused, to_json};
+use super::each::each;
 use super::flags;
 use super::pages::PageArgs;
 use super::{Failure, say};
@@ -133,21 +134,21 @@ async fn list(mut client: Client, args: ListArgs, json: bool) -> Result<(), Fail
 }
 
 async fn retry(mut client: Client, ids: Vec<String>, json: bool) -> Result<(), Failure> {
-    for delivery_id in ids {
+    each(ids, async |delivery_id| {
         let request = RetryDeliveryRequest { delivery_id };
         let answer = client.retry_delivery(request).await.map_err(refused("RetryDelivery"))?;
-        tell(answer.into_inner().delivery, json)?;
-    }
-    Ok(())
+        tell(answer.into_inner().delivery, json)
+    })
+    .await
 }
 
 async fn cancel(mut client: Client, ids: Vec<String>, json: bool) -> Result<(), Failure> {
-    for delivery_id in ids {
+    each(ids, async |delivery_id| {
         let request = CancelDeliveryRequest { delivery_id };
         let answer = client.cancel_delivery(request).await.map_err(refused("CancelDelivery"))?;
-        tell(answer.into_inner().delivery, json)?;
-    }
-    Ok(())
+        tell(answer.into_inner().delivery, json)
+    })
+    .await
 }
 
 fn delivery_of(delivery: Option<Delivery>) -> Result<Delivery, Failure> {

@@ -7,6 +7,7 @@ use self::describe::{fields, row};
 use self::shape::{ShapeArgs, scheme};
 use super::client::{Client, ConnectionArgs, refused, set_fields, to_json};
 use super::delivery::attempt_fields;
+use super::each::each;
 use super::flags;
 use super::pages::PageArgs;
 use super::show::{Column, Table, time, visible, word};
@@ -35,7 +36,9 @@ enum Command {
     List(ListArgs),
     Show(IdArgs),
     Update(Box<UpdateArgs>),
+    /// Send nothing to endpoints for now: their deliveries wait
     Pause(IdsArgs),
+    /// Send to paused or disabled endpoints again, what has waited first
     Resume(IdsArgs),
     Rotate(RotateArgs),
     Test(TestArgs),
@@ -113,7 +116,6 @@ struct UpdateArgs {
     shape: ShapeArgs,
 }
 
-/// Send nothing to endpoints for now: their deliveries wait
 #[derive(Debug, Clone, clap::Args)]
 struct IdsArgs {
     /// Their ids, ep_…
@@ -255,21 +257,21 @@ async fn update(mut client: Client, args: UpdateArgs, json: bool) -> Result<(), 
 }
 
 async fn pause(mut client: Client, ids: Vec<String>, json: bool) -> Result<(), Failure> {
-    for endpoint_id in ids {
+    each(ids, async |endpoint_id| {
         let request = PauseEndpointRequest { endpoint_id };
         let answer = client.pause_endpoint(request).await.map_err(refused("PauseEndpoint"))?;
-        tell(answer.into_inner().endpoint, json)?;
-    }
-    Ok(())
+        tell(answer.into_inner().endpoint, json)
+    })
+    .await
 }
 
 async fn resume(mut client: Client, ids: Vec<String>, json: bool) -> Result<(), Failure> {
-    for endpoint_id in ids {
+    each(ids, async |endpoint_id| {
         let request = ResumeEndpointRequest { endpoint_id };
         let answer = client.resume_endpoint(request).await.map_err(refused("ResumeEndpoint"))?;
-        tell(answer.into_inner().endpoint, json)?;
-    }
-    Ok(())
+        tell(answer.into_inner().endpoint, json)
+    })
+    .await
 }
 
 async fn rotate(mut client: Client, args: RotateArgs, json: bool) -> Result<(), Failure> {

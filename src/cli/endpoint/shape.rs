@@ -39,7 +39,7 @@ pub(super) struct ShapeArgs {
     #[arg(long, value_name = "SPAN", value_parser = flags::span)]
     timeout: Option<prost_types::Duration>,
     /// Requests under way at once, 1 to 1024 [default: 64]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     max_in_flight: Option<u32>,
     /// Requests a second [default: any number]
     #[arg(long, value_name = "N")]
