@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::domain::cloudevents::SourceTemplate;
 use crate::store::{InboxWalk, Publisher, TakenUp};
+use crate::telemetry::log::tried_again;
 
 /// Between two looks while something comes, and while nothing does.
 const SOON: Duration = Duration::from_millis(100);
@@ -36,7 +37,7 @@ pub(super) async fn run(
             Ok(TakenUp::Nothing) => IDLE,
             Ok(TakenUp::Stuck) => RETRY,
             Err(error) => {
-                tracing::warn!(%error, "what was published in SQL could not be taken up; trying again");
+                tried_again!(error, "what was published in SQL could not be taken up; trying again");
                 RETRY
             }
         };

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::Ended;
 use super::ring::{Boundary, Presence, Ring};
 use crate::store::{Cursor, Key, Store, TailError};
+use crate::telemetry::log::tried_again;
 
 /// How long the timeline goes unread when no hint comes: other replicas' transitions show within this.
 const POLL: Duration = Duration::from_millis(200);
@@ -97,11 +98,11 @@ async fn follow(store: &Store, ring: &Arc<Ring>, joiners: &mut mpsc::Receiver<Jo
                         (lower, rest) = (Arc::new(present), None);
                         ring.begin(Arc::clone(&lower));
                     }
-                    Err(error) => tracing::warn!(%error, "the timeline could not be read; trying again"),
+                    Err(error) => tried_again!(error, "the timeline could not be read; trying again"),
                 }
             }
             Err(TailError::Store(error)) => {
-                tracing::warn!(%error, "the timeline could not be read; trying again");
+                tried_again!(error, "the timeline could not be read; trying again");
                 newcomers.retain(|newcomer| !newcomer.is_closed());
                 tokio::time::sleep(POLL).await;
             }

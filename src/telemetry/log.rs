@@ -28,10 +28,23 @@ pub enum Format {
 }
 
 /// What is logged unless a setting says otherwise. PostgreSQL's notices tell of what exists already.
-pub(crate) const DEFAULT_FILTER: &str = "info,sqlx=warn";
+pub(crate) const DEFAULT_FILTER: &str = "info,sqlx=warn,sqlx::pool=error,sqlx_core::pool=error";
 
 /// What the log tells of single deliveries, in filters.
 pub(crate) const DELIVERY: &str = "hooklane::delivery";
+
+/// Tells of a failure after which the same is tried again by itself. That the database is away is told once, by whoever
+/// watches over it (membership, health); that everything else waits for it is for whoever looks closer.
+macro_rules! tried_again {
+    ($error:ident, $line:literal) => {
+        if $error.is_passing() {
+            tracing::debug!(%$error, $line);
+        } else {
+            tracing::warn!(%$error, $line);
+        }
+    };
+}
+pub(crate) use tried_again;
 
 /// How many a line names that is about many.
 const FEW: usize = 10;

@@ -7,6 +7,9 @@ use http::StatusCode;
 use crate::program::{Replica, run};
 use crate::support::{connection, database, eventually};
 
+/// The filter where no setting names one, as the program says it.
+const DEFAULT: &str = "info,sqlx=warn,sqlx::pool=error,sqlx_core::pool=error\n";
+
 /// The log lines of a delivery, as objects.
 fn lines(replica: &Replica, delivery: &str) -> Vec<serde_json::Value> {
     let lines = replica.log().lines().map(str::to_owned).collect::<Vec<_>>();
@@ -108,7 +111,7 @@ async fn a_failed_delivery_is_logged_once_with_its_ids_and_its_attempts_when_ask
         run(&arguments, &[]).await
     };
     let (code, said, _) = log_level(&[]).await;
-    assert_eq!((code, said.as_str()), (Some(0), "info,sqlx=warn\n"));
+    assert_eq!((code, said.as_str()), (Some(0), DEFAULT));
 
     let (delivery, event) = failing_delivery(&replica, &receiver.url()).await;
     let told = eventually("it is logged", || async { lines(&replica, &delivery).pop() }).await;
@@ -143,14 +146,14 @@ async fn a_failed_delivery_is_logged_once_with_its_ids_and_its_attempts_when_ask
     let (code, _, problem) = log_level(&["debg"]).await;
     assert!(code == Some(64) && problem.contains("\"debg\"") && problem.contains("hooklane=debug"), "{problem}");
     let (code, said, _) = log_level(&["--reset"]).await;
-    assert_eq!((code, said.as_str()), (Some(0), "info,sqlx=warn\n"));
+    assert_eq!((code, said.as_str()), (Some(0), DEFAULT));
     let (delivery, _) = failing_delivery(&replica, &receiver.url()).await;
     eventually("it is logged", || async { lines(&replica, &delivery).pop() }).await;
     assert_eq!(lines(&replica, &delivery).len(), 1);
     // Whoever may not change it learns so, and it stays.
     let page = replica.send("PUT", "/log/filter", "Origin: http://localhost\r\nContent-Length: 3\r\n\r\noff").await;
     assert!(page.expect("an answer").starts_with("HTTP/1.1 403 "));
-    assert_eq!(log_level(&[]).await.1, "info,sqlx=warn\n");
+    assert_eq!(log_level(&[]).await.1, DEFAULT);
 }
 
 #[tokio::test]

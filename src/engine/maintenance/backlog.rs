@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::store::Store;
+use crate::telemetry::log::tried_again;
 
 /// Between two counts at least this, and two hundred times what the last one took: a count of a million rows takes a
 /// processor for a tenth of a second, which at a fiftieth of the time showed in the p99 of everybody else.
@@ -15,7 +16,7 @@ pub(super) async fn run(store: &Store) {
         tokio::time::sleep(wait).await;
         match store.count_backlog().await {
             Ok(took) => wait = EVERY_MIN.max(took * SHARE),
-            Err(error) => tracing::warn!(%error, "the outstanding deliveries could not be counted"),
+            Err(error) => tried_again!(error, "the outstanding deliveries could not be counted"),
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::store::Store;
+use crate::telemetry::log::tried_again;
 
 /// An index tells at once that nothing is to be expired.
 const EVERY: Duration = Duration::from_millis(500);
@@ -15,7 +16,7 @@ pub(super) async fn run(store: &Store) {
                 Ok((_, true)) => {}
                 Ok((_, false)) => break,
                 Err(error) => {
-                    tracing::warn!(%error, "deliveries past their expire_time could not be expired");
+                    tried_again!(error, "deliveries past their expire_time could not be expired");
                     break;
                 }
             }

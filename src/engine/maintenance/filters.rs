@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::store::Store;
+use crate::telemetry::log::tried_again;
 
 const EVERY: Duration = Duration::from_secs(1);
 
@@ -16,6 +17,6 @@ pub(super) async fn run(store: &Store) {
 /// What has come since the last time; kept for the next where the database does not take it.
 pub(super) async fn record(store: &Store) {
     if let Err(error) = store.record_filter_errors().await {
-        tracing::warn!(%error, "failures of filters could not be put on record; trying again");
+        tried_again!(error, "failures of filters could not be put on record; trying again");
     }
 }

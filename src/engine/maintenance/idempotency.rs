@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::store::Store;
+use crate::telemetry::log::tried_again;
 
 const EVERY: Duration = Duration::from_secs(30);
 const BATCH: u32 = 5_000;
@@ -15,7 +16,7 @@ pub(super) async fn run(store: &Store) {
                 Ok(pruned) if pruned < u64::from(BATCH) => break,
                 Ok(_) => {}
                 Err(error) => {
-                    tracing::warn!(%error, "old idempotency keys could not be forgotten");
+                    tried_again!(error, "old idempotency keys could not be forgotten");
                     break;
                 }
             }

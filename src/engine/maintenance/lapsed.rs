@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use crate::store::Store;
+use crate::telemetry::log::tried_again;
 
 const EVERY: Duration = Duration::from_secs(5);
 
@@ -11,7 +12,7 @@ pub(super) async fn run(store: &Store) {
     loop {
         tokio::time::sleep(EVERY).await;
         if let Err(error) = store.lose_lapsed().await {
-            tracing::warn!(%error, "lost attempts could not be recorded");
+            tried_again!(error, "lost attempts could not be recorded");
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::store::{OrderPlace, OrderWalk, Store};
+use crate::telemetry::log::tried_again;
 
 const EVERY: Duration = Duration::from_secs(1);
 /// Keys of one look.
@@ -20,7 +21,7 @@ pub(super) async fn run(store: &Store) {
                     }
                     *place = next;
                 }
-                Err(error) => tracing::warn!(%error, "keys of ordered endpoints could not be looked at"),
+                Err(error) => tried_again!(error, "keys of ordered endpoints could not be looked at"),
             }
         }
     }

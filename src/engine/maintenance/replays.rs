@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::store::{Store, Worked};
+use crate::telemetry::log::tried_again;
 
 /// How often to look for a replay that another replica started.
 const EVERY: Duration = Duration::from_millis(500);
@@ -15,7 +16,7 @@ pub(super) async fn run(store: &Store) {
             Ok(Worked::Again(wait)) => wait,
             Ok(Worked::Idle) => EVERY,
             Err(error) => {
-                tracing::warn!(%error, "a replay could not be worked on; trying again");
+                tried_again!(error, "a replay could not be worked on; trying again");
                 RETRY
             }
         };

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::store::{Retired, Store};
+use crate::telemetry::log::tried_again;
 
 const EVERY: Duration = Duration::from_secs(3_600);
 /// The first look after a start, and the next one where somebody's transaction is waited for.
@@ -21,7 +22,7 @@ pub(super) async fn run(store: &Store) {
         match store.take_turn("prune kept events", PRUNE_EVERY).await {
             Ok(true) => prune(store).await,
             Ok(false) => {}
-            Err(error) => tracing::warn!(%error, "whose turn it is to look for events that nothing needs is not known"),
+            Err(error) => tried_again!(error, "whose turn it is to look for events that nothing needs is not known"),
         }
     }
 }
@@ -37,7 +38,7 @@ async fn retire(store: &Store) -> Duration {
             }
             Ok(Retired::Nothing | Retired::Elsewhere) => return EVERY,
             Err(error) => {
-                tracing::warn!(%error, "days that are over could not be dropped; trying again");
+                tried_again!(error, "days that are over could not be dropped; trying again");
                 return RETRY;
             }
         }
@@ -48,6 +49,6 @@ async fn prune(store: &Store) {
     match store.prune_kept().await {
         Ok(0) => {}
         Ok(rows) => tracing::info!(rows, "what was kept beyond its day and is not needed any more was removed"),
-        Err(error) => tracing::warn!(%error, "what was kept beyond its day could not be looked through"),
+        Err(error) => tried_again!(error, "what was kept beyond its day could not be looked through"),
     }
 }

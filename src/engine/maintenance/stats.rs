@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::store::Store;
+use crate::telemetry::log::tried_again;
 
 const EVERY: Duration = Duration::from_secs(10);
 /// Records between two looks for old rows.
@@ -22,7 +23,7 @@ pub(super) async fn run(store: &Store) {
 /// What has come since the last time; kept for the next where the database does not take it.
 pub(super) async fn record(store: &Store) {
     if let Err(error) = store.record_stats().await {
-        tracing::warn!(%error, "statistics could not be put on record; trying again");
+        tried_again!(error, "statistics could not be put on record; trying again");
     }
 }
 
@@ -31,7 +32,7 @@ async fn prune(store: &Store) {
         match store.prune_stats(BATCH).await {
             Ok(0) => return,
             Ok(_) => {}
-            Err(error) => return tracing::warn!(%error, "old statistics could not be forgotten"),
+            Err(error) => return tried_again!(error, "old statistics could not be forgotten"),
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::store::{Result, Store};
+use crate::telemetry::log::tried_again;
 
 const EVERY: Duration = Duration::from_secs(2);
 
@@ -10,7 +11,7 @@ pub(super) async fn run(store: &Store) {
     loop {
         tokio::time::sleep(EVERY).await;
         if let Err(error) = cancel_all(store).await {
-            tracing::warn!(%error, "deliveries of deleted endpoints could not be canceled");
+            tried_again!(error, "deliveries of deleted endpoints could not be canceled");
         }
     }
 }

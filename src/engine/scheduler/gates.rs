@@ -11,6 +11,7 @@ use super::Scheduler;
 use crate::domain::id::EndpointId;
 use crate::domain::time::Timestamp;
 use crate::store::{self, Due, Gates, Swept};
+use crate::telemetry::log::tried_again;
 
 /// Endpoints read by one statement.
 const READ_MAX: usize = 256;
@@ -99,7 +100,7 @@ impl Scheduler {
         let found = match outcome {
             Ok(found) => found,
             Err(error) => {
-                tracing::warn!(%error, "what lets lanes' requests through could not be read; trying again");
+                tried_again!(error, "what lets lanes' requests through could not be read; trying again");
                 self.learning.wanted.extend(asked);
                 return self.read_next(READ_RETRY);
             }

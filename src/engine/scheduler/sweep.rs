@@ -8,6 +8,7 @@ use tokio::sync::Notify;
 use crate::domain::time::Timestamp;
 use crate::engine::Shared;
 use crate::store::Swept;
+use crate::telemetry::log::tried_again;
 
 /// The sweep runs at least this often, so that work is found within 5 s when every hint is lost, and at most that
 /// often; in between, so that it takes a twentieth of the time.
@@ -40,7 +41,7 @@ pub(super) async fn sweep(
             found
         }
         Err(error) => {
-            tracing::warn!(%error, "the sweep for waiting work failed; the next one follows");
+            tried_again!(error, "the sweep for waiting work failed; the next one follows");
             Vec::new()
         }
     };

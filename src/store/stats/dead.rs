@@ -9,6 +9,7 @@ use super::Store;
 use crate::domain::fields::Tenant;
 use crate::store::DeadLetterFilter;
 use crate::store::error::Result;
+use crate::telemetry::log::tried_again;
 
 /// Dead letters that are counted each time.
 const EXACT_MAX: i64 = 100_000;
@@ -59,7 +60,7 @@ impl Store {
             let store = Arc::clone(self);
             tokio::spawn(async move {
                 if let Err(error) = store.count_all_dead_letters(tenant).await {
-                    tracing::warn!(%error, "dead letters could not be counted");
+                    tried_again!(error, "dead letters could not be counted");
                 }
             });
         }

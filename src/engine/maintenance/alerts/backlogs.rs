@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::domain::alert::{AlertRules, Finding};
 use crate::store::{Result, Store};
+use crate::telemetry::log::tried_again;
 
 /// Between two looks at least this, and fifty times what the last one took: some 2 s for 100,000 endpoints with work.
 const EVERY_MIN: Duration = Duration::from_secs(2);
@@ -16,7 +17,7 @@ pub(super) async fn run(store: &Store, rules: &AlertRules) {
         let began = Instant::now();
         match look(store, rules, wait).await {
             Ok(()) => wait = EVERY_MIN.max(began.elapsed() * SHARE),
-            Err(error) => tracing::warn!(%error, "backlogs could not be looked at"),
+            Err(error) => tried_again!(error, "backlogs could not be looked at"),
         }
     }
 }

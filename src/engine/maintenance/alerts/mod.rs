@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use crate::domain::alert::AlertRules;
 use crate::store::{Publisher, Store};
+use crate::telemetry::log::tried_again;
 
 const PRUNE_EVERY: Duration = Duration::from_secs(60);
 const PRUNE_BATCH: u32 = 5_000;
@@ -31,7 +32,7 @@ pub(super) async fn run(store: &Store, publisher: &Publisher, rules: &AlertRules
 /// Puts on record what was counted; kept for the next time where the database does not take it.
 pub(super) async fn record(store: &Store) {
     if let Err(error) = store.record_counts().await {
-        tracing::warn!(%error, "attempts could not be added up; trying again");
+        tried_again!(error, "attempts could not be added up; trying again");
     }
 }
 
@@ -48,7 +49,7 @@ async fn prune(store: &Store, rules: &AlertRules) {
                 Ok(most) if most < u64::from(PRUNE_BATCH) => break,
                 Ok(_) => {}
                 Err(error) => {
-                    tracing::warn!(%error, "old alerts could not be removed");
+                    tried_again!(error, "old alerts could not be removed");
                     break;
                 }
             }

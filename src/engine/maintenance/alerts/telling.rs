@@ -10,6 +10,7 @@ use futures::future::join_all;
 use crate::domain::alert::AlertRules;
 use crate::domain::event::NewEvent;
 use crate::store::{PublishError, Publisher, Result, Store, UntoldAlert};
+use crate::telemetry::log::tried_again;
 
 /// Between two looks at what is to be told.
 const EVERY: Duration = Duration::from_secs(1);
@@ -29,7 +30,7 @@ pub(super) async fn of_alerts(store: &Store, publisher: &Publisher, rules: &Aler
             join_all(each).await.into_iter().collect::<Result<()>>()
         };
         if let Err(error) = told.await {
-            tracing::warn!(%error, "alerts could not be told of; trying again");
+            tried_again!(error, "alerts could not be told of; trying again");
         }
     }
 }
@@ -67,7 +68,7 @@ pub(super) async fn of_failures(store: &Store, publisher: &Publisher) {
             Result::Ok(())
         };
         if let Err(error) = told.await {
-            tracing::warn!(%error, "failed deliveries could not be told of; trying again");
+            tried_again!(error, "failed deliveries could not be told of; trying again");
         }
     }
 }

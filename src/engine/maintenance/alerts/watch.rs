@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::domain::alert::{AlertRules, Finding};
 use crate::store::{Result, Store};
+use crate::telemetry::log::tried_again;
 
 /// Between two looks at the endpoints that failed meanwhile.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -25,12 +26,12 @@ pub(super) async fn look_often(store: &Store, rules: &AlertRules) {
         tokio::time::sleep(LOOK_EVERY).await;
         if let Err(error) = open_failing(store, rules).await {
             // The look at all endpoints finds them.
-            tracing::warn!(%error, "failing endpoints could not be looked at");
+            tried_again!(error, "failing endpoints could not be looked at");
         }
         let began = Instant::now();
         match open_disabled_and_close(store, rules, wait).await {
             Ok(()) => wait = LOOK_EVERY.max(began.elapsed() * SHARE),
-            Err(error) => tracing::warn!(%error, "alerts could not be looked at"),
+            Err(error) => tried_again!(error, "alerts could not be looked at"),
         }
     }
 }
@@ -76,7 +77,7 @@ pub(super) async fn count_often(store: &Store, rules: &AlertRules) {
     loop {
         tokio::time::sleep(COUNT_EVERY).await;
         if let Err(error) = count(store, rules).await {
-            tracing::warn!(%error, "attempts could not be added up; trying again");
+            tried_again!(error, "attempts could not be added up; trying again");
         }
     }
 }
@@ -98,7 +99,7 @@ pub(super) async fn look_at_all(store: &Store, rules: &AlertRules) {
         let began = Instant::now();
         match open_all_failing(store, rules).await {
             Ok(()) => wait = ALL_EVERY.max(began.elapsed() * SHARE),
-            Err(error) => tracing::warn!(%error, "the endpoints' failures could not be looked at"),
+            Err(error) => tried_again!(error, "the endpoints' failures could not be looked at"),
         }
     }
 }
