@@ -62,7 +62,7 @@ Made from the program: `hooklane settings --markdown > docs/settings.md`. `hookl
 terminal, `hooklane check-config` what is set and whether it is good.
 
 - Built-in defaults < TOML file (`--config FILE` or `HOOKLANE_CONFIG`) < environment < flags.
-- A key `section.key` of the file is `HOOKLANE_SECTION_KEY` in the environment; `DATABASE_URL` is the one exception.
+- A key `section.key` of the file is `HOOKLANE_SECTION_KEY` in the environment, but for `DATABASE_URL` and `HOOKLANE_LOG`.
 - A secret can be in a file of its own, which the variable with `_FILE` behind its name names.
 - Lists are comma-separated; in the file they may be lists. Truths are `true` and `false`, spans of time are written
   `250ms`, `30s`, `5m`, `24h`, `7d`.
