@@ -252,3 +252,35 @@ async fn an_attempt_that_was_lost_with_its_worker_is_logged_by_who_finds_it() {
     assert_eq!((&all[0]["level"], &all[0]["attempts"]), (&"INFO".into(), &1.into()));
     assert_eq!((&all[0]["deliveries"], &all[0]["trace_ids"]), (&delivery.as_str().into(), &TRACE_ID.into()));
 }
+
+#[tokio::test]
+async fn a_database_that_goes_away_is_told_once() {
+    let url = database().await;
+    let (server, name) = url.rsplit_once('/').expect("a database's URL");
+    let (name, options) = name.split_once('?').map_or((name, String::new()), |(name, rest)| (name, format!("?{rest}")));
+    let replica = Replica::start(&url, &[("HOOKLANE_LOG_FORMAT", "json")]).await;
+    let mut beside = connection(&format!("{server}/postgres{options}")).await;
+    let away = format!(
+        "alter database \"{name}\" allow_connections false;
+         select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}';"
+    );
+    sqlx::raw_sql(sqlx::AssertSqlSafe(away)).execute(&mut beside).await.expect("away");
+    let said = |words: &'static str| {
+        let replica = &replica;
+        move || async move { replica.log().contains(words).then_some(()) }
+    };
+    eventually("it is told", said("the database does not answer")).await;
+    eventually("it is told", said("this replica claims nothing until it has joined the others again")).await;
+    // Time for the chores to try and try again.
+    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    let back = format!("alter database \"{name}\" allow_connections true");
+    sqlx::raw_sql(sqlx::AssertSqlSafe(back)).execute(&mut beside).await.expect("back");
+    eventually("it is told", said("the database answers again")).await;
+    let log = replica.log();
+    let told = log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"));
+    let told: Vec<String> = told
+        .filter(|line| line["level"] != "INFO")
+        .map(|line| line["message"].as_str().expect("words").to_owned())
+        .collect();
+    assert_eq!(told.len(), 3, "{told:#?}");
+}

@@ -88,6 +88,8 @@ impl Member {
     pub(super) async fn run(mut self, end: CancellationToken) {
         let mut earlier = None;
         let mut wait = RETRY_FIRST;
+        // What was told of the present absence: whether claims have ended.
+        let mut told = None;
         while !end.is_cancelled() {
             let joined = tokio::select! {
                 joined = self.join(&mut earlier) => joined,
@@ -95,20 +97,27 @@ impl Member {
             };
             let began = Instant::now();
             let lost = match joined {
-                Ok(stay) => match self.stay(stay, &end).await {
-                    Ok(()) => return,
-                    Err(lost) => lost,
-                },
+                Ok(stay) => {
+                    told = None;
+                    match self.stay(stay, &end).await {
+                        Ok(()) => return,
+                        Err(lost) => lost,
+                    }
+                }
                 Err(lost) => lost,
             };
             if began.elapsed() > DEAD_AFTER {
                 wait = RETRY_FIRST;
             }
-            if self.roles.worker && !self.tenure.holds_at(Instant::now()) {
-                tracing::warn!(%lost, "this replica claims nothing until it has joined the others again");
-            } else {
-                tracing::info!(%lost, "this replica joins the others again");
+            let claims_nothing = self.roles.worker && !self.tenure.holds_at(Instant::now());
+            match claims_nothing {
+                _ if told == Some(claims_nothing) => {
+                    tracing::debug!(%lost, "this replica could not join the others yet")
+                }
+                true => tracing::warn!(%lost, "this replica claims nothing until it has joined the others again"),
+                false => tracing::info!(%lost, "this replica joins the others again"),
             }
+            told = Some(claims_nothing);
             let _ = tokio::time::timeout(wait, end.cancelled()).await;
             wait = (wait * 2).min(RETRY_MAX);
         }
