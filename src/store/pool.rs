@@ -189,6 +189,8 @@ pub(super) async fn connect(config: &Config) -> Result<Pools, ConnectError> {
             .acquire_timeout(ACQUIRE_TIMEOUT)
             // A ping before each use would double the round trips; a dead connection shows in its next statement.
             .test_before_acquire(false)
+            // While the database is away everything waits for a connection, and would say so.
+            .acquire_slow_level(tracing::log::LevelFilter::Debug)
             .idle_timeout(Duration::from_secs(600))
             .max_lifetime(None)
     };

@@ -28,7 +28,7 @@ pub enum Format {
 }
 
 /// What is logged unless a setting says otherwise. PostgreSQL's notices tell of what exists already.
-pub(crate) const DEFAULT_FILTER: &str = "info,sqlx=warn,sqlx::pool=error,sqlx_core::pool=error";
+pub(crate) const DEFAULT_FILTER: &str = "info,sqlx=warn,sqlx_core::pool=error";
 
 /// What the log tells of single deliveries, in filters.
 pub(crate) const DELIVERY: &str = "hooklane::delivery";

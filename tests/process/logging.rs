@@ -8,7 +8,7 @@ use crate::program::{Replica, run};
 use crate::support::{connection, database, eventually};
 
 /// The filter where no setting names one, as the program says it.
-const DEFAULT: &str = "info,sqlx=warn,sqlx::pool=error,sqlx_core::pool=error\n";
+const DEFAULT: &str = "info,sqlx=warn,sqlx_core::pool=error\n";
 
 /// The log lines of a delivery, as objects.
 fn lines(replica: &Replica, delivery: &str) -> Vec<serde_json::Value> {
