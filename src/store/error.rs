@@ -79,6 +79,15 @@ impl Error {
         matches!(self, Self::Unavailable(_) | Self::Conflict(_))
     }
 
+    /// Whether there was no connection to be had, or it ended: the database is away, as everybody finds at once. One that
+    /// answers, if only that a statement took too long, is not.
+    pub fn is_absence(&self) -> bool {
+        let Self::Unavailable(error) = self else { return false };
+        let sqlx::Error::Database(refusal) = error else { return true };
+        let code = refusal.code().unwrap_or_default();
+        code.starts_with("08") || matches!(code.as_ref(), "53300" | "55000" | "57P01" | "57P02" | "57P03")
+    }
+
     /// The constraint that a row violated, if one did.
     pub fn constraint(&self) -> Option<&str> {
         match self {

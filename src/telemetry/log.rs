@@ -37,7 +37,7 @@ pub(crate) const DELIVERY: &str = "hooklane::delivery";
 /// watches over it (membership, health); that everything else waits for it is for whoever looks closer.
 macro_rules! tried_again {
     ($error:ident, $line:literal) => {
-        if $error.is_passing() {
+        if $error.is_absence() {
             tracing::debug!(%$error, $line);
         } else {
             tracing::warn!(%$error, $line);

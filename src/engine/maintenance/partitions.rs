@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use crate::store::Store;
-use crate::telemetry::log::tried_again;
 
 const EVERY: Duration = Duration::from_secs(3600);
 const RETRY: Duration = Duration::from_secs(60);
@@ -15,7 +14,7 @@ pub(super) async fn run(store: &Store) {
         wait = match store.make_partitions().await {
             Ok(()) => EVERY,
             Err(error) => {
-                tried_again!(error, "partitions could not be made ahead");
+                tracing::error!(%error, "partitions could not be made ahead");
                 RETRY
             }
         };
