@@ -9,7 +9,8 @@ use super::roster::Current;
 use super::{Shared, spans};
 use crate::domain::event::Event;
 use crate::domain::id::{EndpointId, EventId};
-use crate::store::{self, Claimed, Claims, Elsewhere, LEASE, LaneRequest, Settlement};
+use crate::domain::time::Timestamp;
+use crate::store::{self, Claimed, Claims, Elsewhere, LEASE, LaneRequest, Settlement, Taken};
 use crate::telemetry::log::few;
 
 /// What a claim gave.
@@ -43,7 +44,7 @@ pub(super) async fn claim(shared: &Shared, asked: &mut [LaneRequest], unsure: &[
         request.held += u32::try_from(held).unwrap_or(u32::MAX / 2);
     }
     let (began, start_by) = (shared.store.clock().now(), Instant::now() + LEASE - START_MARGIN);
-    let Claims { mut claimed, lost, refused } = shared.store.claim(asked).await?;
+    let Claims { claimed, lost, refused } = shared.store.claim(asked).await?;
     let Some(at) = claimed.first().map(|one| one.claimed_at) else {
         return Ok(Done { elsewhere, refused, ..Done::default() });
     };
@@ -52,6 +53,22 @@ pub(super) async fn claim(shared: &Shared, asked: &mut [LaneRequest], unsure: &[
         // What was claimed does not wait for it.
         tokio::spawn(async move { store.tell_of_lost(&lost, at).await });
     }
+    let done = make_ready(shared, claimed, began, start_by).await?;
+    Ok(Done { elsewhere, refused, ..done })
+}
+
+/// Reads what the requests of what was claimed by a publish need.
+pub(super) async fn take_up(shared: &Shared, taken: Taken) -> store::Result<Done> {
+    make_ready(shared, taken.claimed, taken.began, taken.began_at + LEASE - START_MARGIN).await
+}
+
+/// Reads what the requests of claimed deliveries need. Where that fails the claims go back.
+async fn make_ready(
+    shared: &Shared,
+    mut claimed: Vec<Claimed>,
+    began: Timestamp,
+    start_by: Instant,
+) -> store::Result<Done> {
     match prepare(shared, &claimed, start_by).await {
         Ok(Prepared { ready, unsent_events, unreadable }) => {
             if !unreadable.is_empty() {
@@ -59,7 +76,7 @@ pub(super) async fn claim(shared: &Shared, asked: &mut [LaneRequest], unsure: &[
                 release(shared, claimed.extract_if(.., is_back).collect()).await;
             }
             spans::of_claim(shared, &ready, began);
-            Ok(Done { claimed, ready, unsent_events, elsewhere, refused, unreadable })
+            Ok(Done { claimed, ready, unsent_events, unreadable, ..Done::default() })
         }
         Err(error) => {
             // Claimed but not to be sent now: better handed back than left to lapse.

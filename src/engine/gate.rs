@@ -131,6 +131,13 @@ impl Gate {
         admitted.min(tokens)
     }
 
+    /// Whether nothing but the endpoint's cap keeps requests back, and that is known of a version of it.
+    pub(super) fn is_wide_open(&self, now: Instant) -> bool {
+        let is_known = self.version != 0 && !self.is_refused;
+        let is_closed_circuit = self.circuit_until.is_none() && self.circuit.admits(now) == Admission::All;
+        is_known && !self.is_stopped && self.bucket.is_none() && is_closed_circuit
+    }
+
     /// Whether a request may start now; if so, it does.
     pub(super) fn start(&mut self, now: Instant) -> bool {
         let is_admitted = !self.is_shut(now) && self.bucket.as_mut().is_none_or(|bucket| bucket.take(now));

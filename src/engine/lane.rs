@@ -28,6 +28,8 @@ pub(super) struct Lane<R> {
     max_in_flight: u32,
     /// Requests that the receiver is trusted with at once, within the cap: more as it answers.
     trust: u32,
+    /// Room that it offers to what is being published, or that was taken by what is not here yet.
+    offered: u32,
     /// Whether a claim for this lane is under way.
     claiming: bool,
     /// Whether it stands in the scheduler's queue.
@@ -55,6 +57,8 @@ pub(super) type Alarm = (Timestamp, Option<Priority>);
 struct Part {
     /// Whether work may be due.
     awake: bool,
+    /// Whether more waits than the last claim took, or nobody knows.
+    is_behind: bool,
     /// Rows asked for in a claim under way.
     asked: u32,
     /// Nothing due before this is waiting, as far as we know.
@@ -62,7 +66,8 @@ struct Part {
 }
 
 impl Part {
-    const UNKNOWN: Self = Self { awake: false, asked: 0, low_water: Timestamp::from_micros(i64::MIN) };
+    const UNKNOWN: Self =
+        Self { awake: false, is_behind: false, asked: 0, low_water: Timestamp::from_micros(i64::MIN) };
 }
 
 /// What a claim asks for of one priority.
@@ -108,6 +113,7 @@ impl<R> Lane<R> {
             ended: 0,
             max_in_flight,
             trust: TRUST_MIN,
+            offered: 0,
             claiming: false,
             queued: false,
             parts: [Part::UNKNOWN; Priority::COUNT],
@@ -126,6 +132,7 @@ impl<R> Lane<R> {
         for known in Priority::ALL.into_iter().filter(|one| priority.is_none_or(|priority| priority == *one)) {
             let part = &mut self.parts[known.place()];
             part.awake = true;
+            part.is_behind |= priority.is_none();
             part.low_water = part.low_water.min(at);
         }
     }
@@ -136,16 +143,53 @@ impl<R> Lane<R> {
     /// A lane claims ahead of its cap as many as ended since its last claim, so that an endpoint that answers at once
     /// never waits for the database, and one that does not answer holds nothing it cannot send.
     pub(super) fn appetite(&self, now: Instant, is_crowded: bool) -> Appetite {
-        let (cap, ahead) =
-            if is_crowded { (1, 0) } else { (self.in_flight_max(), self.ended.min(self.in_flight_max())) };
+        let (cap, ahead) = if is_crowded { (1, 0) } else { (self.in_flight_max(), self.ahead()) };
         let held = self.held();
-        let is_hungry = self.is_awake() && !self.claiming && !self.is_held(now);
+        let is_hungry = self.wants_claim(now);
         let ready = u32::try_from(self.ready.len()).unwrap_or(u32::MAX);
         let allowance = if is_hungry { self.gate.allowance(self.elsewhere > 0, now) } else { 0 };
         let room = (cap + ahead).saturating_sub(held).min(allowance.saturating_sub(ready)).min(CLAIM_MAX);
         // While something is ready there is no hurry: a claim of a few rows costs almost as much as one of many.
         let is_worth_it = self.ready.is_empty() || room >= cap.min(allowance) / 2;
         Appetite { room: if is_worth_it { room } else { 0 }, held, ahead }
+    }
+
+    /// Whether work may be due that it could claim, had it room.
+    pub(super) fn wants_claim(&self, now: Instant) -> bool {
+        self.is_awake() && !self.claiming && !self.is_held(now)
+    }
+
+    /// How many rows it may hold beyond its cap.
+    fn ahead(&self) -> u32 {
+        self.ended.min(self.in_flight_max())
+    }
+
+    /// Whether what is published may be claimed for it at once: nothing that is known keeps its requests back, and what
+    /// waits in the database is little, if anything. While more waits, that goes first.
+    pub(super) fn may_offer(&self, now: Instant) -> bool {
+        let is_caught_up = self.parts.iter().all(|part| !part.is_behind);
+        let is_alone = !self.unsure && self.elsewhere == 0;
+        is_caught_up && is_alone && !self.is_held(now) && self.gate.is_wide_open(now)
+    }
+
+    /// How much more room it could offer; negative where it has offered too much.
+    pub(super) fn offerable(&self) -> i64 {
+        i64::from(self.in_flight_max() + self.ahead()) - i64::from(self.held())
+    }
+
+    /// So much more of its room is offered.
+    pub(super) const fn offer(&mut self, room: u32) {
+        self.offered += room;
+    }
+
+    /// So much of its room is offered no more: it was taken back, or what took it is here, or will not come.
+    pub(super) const fn end_offer(&mut self, room: u32) {
+        self.offered = self.offered.saturating_sub(room);
+    }
+
+    /// Whether any of its room is offered, or taken by what is not here yet.
+    pub(super) const fn is_offering(&self) -> bool {
+        self.offered > 0
     }
 
     /// A claim of `room` rows begins, shared among the priorities that may have work.
@@ -183,6 +227,7 @@ impl<R> Lane<R> {
         // Woken meanwhile: `wake` has lowered the mark to what it was told of, and it must stay there.
         let was_woken = part.awake;
         part.awake |= !is_exhausted;
+        part.is_behind = !is_exhausted;
         let seen = if is_exhausted { Some(asked_at) } else { last_due };
         if let Some(seen) = seen
             && !was_woken
@@ -313,12 +358,12 @@ impl<R> Lane<R> {
 
     /// Whether nothing of it is here any more.
     pub(super) fn is_empty(&self) -> bool {
-        self.running == 0 && self.ready.is_empty() && !self.claiming
+        self.running == 0 && self.ready.is_empty() && !self.claiming && self.offered == 0
     }
 
-    /// Whether nothing is lost by forgetting the lane.
+    /// Whether nothing is lost by forgetting the lane, once it offers nothing any more.
     pub(super) fn is_idle(&self, now: Instant, idle_after: Duration) -> bool {
-        self.held() == 0
+        self.held() == self.offered
             // What waits for a stopped endpoint is found again when it goes on.
             && (!self.is_awake() || self.gate.is_stopped())
             && !self.claiming
@@ -336,10 +381,10 @@ impl<R> Lane<R> {
         self.held_until.is_some_and(|until| until > now)
     }
 
-    /// Requests under way, here and elsewhere, rows that are ready, rows asked for.
+    /// Requests under way, here and elsewhere, rows that are ready, rows asked for, room that is offered.
     fn held(&self) -> u32 {
         let asked: u32 = self.parts.iter().map(|part| part.asked).sum();
-        self.running + self.elsewhere + u32::try_from(self.ready.len()).unwrap_or(u32::MAX) + asked
+        self.running + self.elsewhere + u32::try_from(self.ready.len()).unwrap_or(u32::MAX) + asked + self.offered
     }
 }
 
@@ -347,6 +392,7 @@ impl<R> Lane<R> {
 mod tests {
     use super::*;
     use crate::domain::id::EndpointId;
+    use crate::domain::rate::RateLimit;
 
     /// An attempt that ended with an answer or without one.
     fn ended(is_answered: bool) -> Ended {
@@ -540,5 +586,75 @@ mod tests {
         assert_eq!(asks, [(Priority::Normal, 3, 0), (Priority::Low, 1, 3)]);
         lane.abandon_claim();
         assert_eq!(lane.begin_claim(4).count(), 2, "as before the claim that failed");
+    }
+
+    /// A lane that knows of nothing that keeps its requests back.
+    fn keeping_up(max_in_flight: u32, now: Instant) -> Lane<u8> {
+        let mut lane = Lane::new(max_in_flight, now, now);
+        lane.gate.take_in_policies(1, None, 5, now);
+        lane
+    }
+
+    #[test]
+    fn room_that_is_offered_is_held_until_it_is_taken_back_or_what_took_it_is_here() {
+        let now = Instant::now();
+        let mut lane = keeping_up(8, now);
+        assert_eq!((lane.may_offer(now), lane.offerable()), (true, 8));
+        lane.offer(8);
+        lane.wake(at(1), NORMAL);
+        assert_eq!((lane.offerable(), lane.appetite(now, false).room), (0, 0));
+        lane.end_offer(5);
+        assert_eq!(lane.appetite(now, false), Appetite { room: 5, held: 3, ahead: 0 });
+        begin(&mut lane, 5);
+        assert_eq!((lane.may_offer(now), lane.offerable()), (true, 0), "a claim for what may be little");
+        end(&mut lane, 5, 5, Some(at(5)));
+        assert!(!lane.may_offer(now), "more waits, and goes first");
+        begin(&mut lane, 5);
+        end(&mut lane, 0, 5, None);
+        assert!(lane.may_offer(now));
+        lane.end_offer(3);
+        (0..3).for_each(|number| lane.make_ready(number, now));
+        assert_eq!(lane.offerable(), 5);
+        assert!(!lane.is_offering() && !lane.is_empty());
+    }
+
+    #[test]
+    fn nothing_is_offered_through_what_keeps_requests_back() {
+        let now = Instant::now();
+        assert!(!Lane::<u8>::new(8, now, now).may_offer(now), "nothing is known of the endpoint");
+        assert!(keeping_up(8, now).may_offer(now));
+        let mut held = keeping_up(8, now);
+        held.hold(now + Duration::from_secs(1));
+        assert!(!held.may_offer(now) && held.may_offer(now + Duration::from_secs(1)));
+        let mut stopped = keeping_up(8, now);
+        stopped.gate.stop();
+        assert!(!stopped.may_offer(now));
+        let mut limited = keeping_up(8, now);
+        limited.gate.take_in_policies(2, Some(RateLimit { per_second: 5.0, burst: 5 }), 5, now);
+        assert!(!limited.may_offer(now));
+        let mut broken = keeping_up(8, now);
+        (0..5).for_each(|number| broken.make_ready(number, now));
+        while broken.start_next(now).is_some() {}
+        (0..5).for_each(|_| broken.end_attempt(&ended(false), now));
+        assert!(!broken.may_offer(now), "its circuit is about to open");
+        let mut doubtful = keeping_up(8, now);
+        doubtful.doubt();
+        assert!(!doubtful.may_offer(now));
+        doubtful.set_elsewhere(1, 8);
+        assert!(!doubtful.may_offer(now), "others have requests under way");
+        doubtful.end_elsewhere();
+        assert!(doubtful.may_offer(now));
+        doubtful.wake(at(1), None);
+        assert!(!doubtful.may_offer(now), "nobody knows how much waits");
+    }
+
+    #[test]
+    fn a_lane_is_forgotten_once_it_offers_nothing() {
+        let now = Instant::now();
+        let (mut lane, later) = (keeping_up(8, now), now + Duration::from_secs(2));
+        lane.offer(8);
+        assert!(lane.is_idle(later, Duration::from_secs(1)) && !lane.is_empty());
+        lane.end_offer(8);
+        assert!(lane.is_empty());
     }
 }

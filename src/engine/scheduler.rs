@@ -2,13 +2,14 @@
 //!
 //! It learns of work from hints, from alarms it set for retries, and from a sweep that finds whatever both missed.
 //! Which lanes are its own, [`super::membership`] says; how they come and go stands in `handover`, what lets their requests
-//! through in `gates`, and the limits of the settings in `quotas`.
+//! through in `gates`, what they offer to publishers in `offering`, and the limits of the settings in `quotas`.
 //!
 //! The file is long because the loop and what it calls are read together.
 
 mod alarms;
 mod gates;
 mod handover;
+mod offering;
 mod quotas;
 mod sweep;
 
@@ -23,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use self::alarms::Ahead;
 use self::gates::Learning;
 use self::handover::Passing;
+use self::offering::Arrival;
 pub use self::quotas::Rates;
 use self::quotas::{Grant, Quotas};
 use self::sweep::{SWEEP_EVERY_MIN, pauses, sweep};
@@ -62,6 +64,7 @@ pub(super) async fn run(
 ) {
     let (ended_sender, mut ended) = mpsc::unbounded_channel();
     let mut hints = shared.store.due_hints();
+    let mut taken = shared.store.offers().open();
     let mut scheduler = Scheduler {
         shared: Arc::clone(shared),
         in_flight_max: config.in_flight_max,
@@ -71,6 +74,8 @@ pub(super) async fn run(
         ahead: Ahead::default(),
         held: 0,
         claims: JoinSet::new(),
+        arrivals: JoinSet::new(),
+        arrived: 0,
         paused_until: None,
         ended: ended_sender,
         tenure: membership.tenure(),
@@ -88,6 +93,7 @@ pub(super) async fn run(
     loop {
         scheduler.claim_for_the_hungry();
         scheduler.look_ahead();
+        scheduler.open_offers();
         let (alarm, opening) = (scheduler.next_alarm(), scheduler.next_opening());
         tokio::select! {
             () = shutdown.cancelled() => break,
@@ -104,6 +110,8 @@ pub(super) async fn run(
                 ended_batch.drain(..).for_each(|one| scheduler.end_attempt(one));
             }
             Some(Ok(claim)) = scheduler.claims.join_next() => scheduler.end_claim(claim),
+            Some(taken) = taken.recv() => scheduler.take_in_taken(taken),
+            Some(Ok(arrival)) = scheduler.arrivals.join_next() => scheduler.end_arrival(arrival),
             Some(Ok((found, took))) = sweeps.join_next() => {
                 scheduler.take_in_sweep(found);
                 let (least, more) = pauses(took);
@@ -119,7 +127,7 @@ pub(super) async fn run(
     }
     // What has not been started goes back: claimed ahead, or being claimed right now.
     let now = Instant::now();
-    let mut unstarted: Vec<Claimed> = Vec::new();
+    let mut unstarted: Vec<Claimed> = scheduler.end_offers(&mut taken).await;
     for lane in scheduler.lanes.values_mut() {
         unstarted.extend(lane.give_up_ready(now, None).into_iter().map(|ready| ready.claimed));
     }
@@ -141,6 +149,9 @@ struct Scheduler {
     /// Requests under way, rows ready to be sent and rows asked for.
     held: usize,
     claims: JoinSet<Claim>,
+    /// What publishers have taken of the lanes' room, on its way here, and how much of that has come.
+    arrivals: JoinSet<Arrival>,
+    arrived: u64,
     /// Set while the database does not answer claims.
     paused_until: Option<Instant>,
     ended: mpsc::UnboundedSender<Ended>,
@@ -197,10 +208,13 @@ impl Scheduler {
         let now = Instant::now();
         self.shared.store.metrics().lanes.set(self.lanes.len() as i64);
         self.quotas.forget_quiet(now);
-        let view = &self.view;
-        self.lanes.retain(|endpoint, lane| match view.owns(*endpoint) {
-            true => !lane.is_idle(now, IDLE_AFTER),
-            false => !lane.is_empty(),
+        let (view, offers) = (&self.view, self.shared.store.offers());
+        self.lanes.retain(|endpoint, lane| {
+            if !view.owns(*endpoint) || !lane.is_idle(now, IDLE_AFTER) {
+                return view.owns(*endpoint) || !lane.is_empty();
+            }
+            lane.end_offer(offers.withdraw(*endpoint));
+            lane.is_offering()
         });
         let stuck = self.lanes.values_mut().flat_map(|lane| lane.give_up_ready(now, Some(READY_MAX))).collect();
         self.hand_back(stuck);
@@ -235,6 +249,7 @@ impl Scheduler {
     fn next_requests(&mut self) -> Vec<LaneRequest> {
         let now = Instant::now();
         let mut asked = Vec::new();
+        let mut withdrawn = Vec::new();
         let mut rows = 0;
         while asked.len() < LANES_MAX && rows < ROWS_MAX {
             let Some(endpoint) = self.hungry.pop_front() else { break };
@@ -243,6 +258,10 @@ impl Scheduler {
             lane.queued = false;
             if !self.view.owns(endpoint) {
                 continue;
+            }
+            if lane.is_offering() && lane.wants_claim(now) {
+                lane.end_offer(self.shared.store.offers().withdraw(endpoint));
+                withdrawn.push(endpoint);
             }
             let Appetite { room, held, ahead } = lane.appetite(now, is_crowded);
             if room == 0 {
@@ -269,6 +288,9 @@ impl Scheduler {
                 }
             };
             let (version, circuit_until) = lane.gate.known();
+            // What waits is little: some of the room is left to what comes meanwhile, or that would wait for the next claim.
+            let keeps_up = self.quotas.are_none() && lane.may_offer(now);
+            let room = if keeps_up { room.div_ceil(2) } else { room };
             rows += room;
             self.held += room as usize;
             asked.extend(lane.begin_claim(room).map(|Ask { priority, room, before, low_water }| LaneRequest {
@@ -282,6 +304,7 @@ impl Scheduler {
                 circuit_until,
             }));
         }
+        withdrawn.into_iter().for_each(|endpoint| self.offer(endpoint, now));
         asked
     }
 
@@ -354,8 +377,9 @@ impl Scheduler {
             // Shut while the claim was under way.
             self.hand_back_shut(request.endpoint, now);
             self.start_ready(request.endpoint);
+            self.offer(request.endpoint, now);
         }
-        self.hand_back_foreign(&claim.asked);
+        self.hand_back_foreign(claim.asked.iter().map(|request| request.endpoint));
     }
 
     /// Makes what was claimed ready; ends at once what is not to be sent.
@@ -401,6 +425,7 @@ impl Scheduler {
         }
         self.hand_back_shut(ended.endpoint, now);
         self.start_ready(ended.endpoint);
+        self.offer(ended.endpoint, now);
         self.queue(ended.endpoint);
     }
 

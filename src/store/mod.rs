@@ -29,6 +29,7 @@ mod lists;
 mod lost;
 mod measure;
 mod notes;
+mod offers;
 mod operate;
 mod order;
 mod partitions;
@@ -76,6 +77,7 @@ pub use self::history::{DeliveryRecord, DeliveryRow, EventRecord, Waits};
 pub use self::keys::{KEYS_MAX, KeyRecord, Keys, NewKey};
 pub use self::lists::DeliveryFilter;
 pub use self::notes::{NAMED_MAX, Note, Work};
+pub use self::offers::{Offers, Taken};
 pub use self::operate::{CancelRefused, RetryRefused};
 pub use self::order::{Place as OrderPlace, Walk as OrderWalk};
 pub use self::pool::{Config, ConnectError, Retention, check_url};
@@ -135,6 +137,7 @@ pub struct Store {
     backlog: Backlog,
     retention: Retention,
     recent: Recent,
+    offers: Offers,
     filter_errors: FilterErrors,
     tallies: Tallies,
     judges: Judges,
@@ -181,6 +184,7 @@ impl Store {
             backlog,
             retention: config.retention,
             recent: Recent::default(),
+            offers: Offers::default(),
             filter_errors: FilterErrors::new(metrics.filter_errors.clone()),
             tallies: Tallies::default(),
             judges: Judges::default(),
@@ -243,6 +247,11 @@ impl Store {
     /// goes on where it stood claims nothing that is another's by then.
     pub fn claim_as(&self, replica: Uuid) {
         *self.claims_as.write().unwrap_or_else(PoisonError::into_inner) = Some(replica);
+    }
+
+    /// Room for what is published here, which lanes of this process offer.
+    pub const fn offers(&self) -> &Offers {
+        &self.offers
     }
 
     /// Hints of endpoints with new work from now on. A slow reader misses some: its sweep finds what they told.

@@ -7,7 +7,7 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, PgConnection, Row};
 
 use super::lists::DeliveryFilter;
-use super::{expire, gates, lists, order, pool, queue, tail};
+use super::{expire, gates, lists, order, pool, publish, queue, tail};
 
 /// A statement and the types of its parameters.
 #[derive(Debug, Clone, Copy)]
@@ -25,6 +25,14 @@ pub const CLAIM: Guarded = Guarded {
     name: "claim",
     sql: queue::CLAIM,
     types: "uuid[], int[], timestamptz[], float8, text, int[], int[], uuid, bigint[], timestamptz[], smallint[]",
+};
+/// See [`super::Publisher::publish`].
+pub const PUBLISH: Guarded = Guarded {
+    name: "publish",
+    sql: publish::PUBLISH,
+    types: "text[], bigint[], uuid[], text[], text[], bytea[], text[], text[], jsonb[], uuid[], uuid[], uuid[], \
+            smallint[], text[], text[], text[], smallint[], text[], timestamptz[], timestamptz[], smallint[], \
+            timestamptz[], timestamptz[], text[], boolean[], bytea[], int[], uuid[], bigint[], uuid, float8, text",
 };
 /// See [`super::Store::complete`].
 pub const COMPLETE: Guarded = Guarded {

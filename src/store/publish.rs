@@ -5,6 +5,7 @@
 //!
 //! The file is long because the queue, the committer and what it answers are read together.
 
+mod claimed;
 mod filters;
 mod from_sql;
 mod gather;
@@ -24,10 +25,13 @@ pub use self::from_sql::{InboxWalk, TakenUp};
 use self::gather::Gatherer;
 pub(super) use self::plan::Plan;
 use self::plan::Planned;
+pub(super) use self::write::PUBLISH;
 use self::write::{Written, write};
 use super::directory::{Recipient, TenantEndpoints};
 use super::error::Error;
 use super::inbox::Place;
+use super::offers::Taking;
+use super::queue::Claimed;
 use super::{Due, Store};
 use crate::domain::event::NewEvent;
 use crate::domain::id::{DeliveryId, EndpointId, EventId};
@@ -299,13 +303,13 @@ async fn write_halving(store: &Store, batch: Vec<Plan>) -> Vec<Waiting> {
     let mut batches = vec![batch];
     while let Some(mut batch) = batches.pop() {
         let began = store.clock.now();
-        match write(store, &batch).await {
-            Ok(Written::All { at, lost }) => {
+        match write(store, &mut batch).await {
+            Ok(Written::All { at, lost, taking }) => {
                 // From the back, so that removing one leaves the places of the others.
                 for place in lost.into_iter().rev() {
                     again.push(batch.swap_remove(place).waiting);
                 }
-                finish(store, batch, began, at);
+                finish(store, batch, began, at, taking);
             }
             Ok(Written::TakenElsewhere { places }) => {
                 for place in places.into_iter().rev() {
@@ -327,8 +331,9 @@ async fn write_halving(store: &Store, batch: Vec<Plan>) -> Vec<Waiting> {
 }
 
 /// Answers a committed batch and tells who else should know.
-fn finish(store: &Store, batch: Vec<Plan>, began: Timestamp, at: Timestamp) {
+fn finish(store: &Store, batch: Vec<Plan>, began: Timestamp, at: Timestamp, taking: Taking<'_>) {
     let mut due: Vec<Due> = Vec::new();
+    let mut claimed: Vec<Claimed> = Vec::new();
     let mut queued: Vec<EndpointId> = Vec::new();
     let mut refused: Vec<EndpointId> = Vec::new();
     let mut refused_count = 0;
@@ -341,7 +346,9 @@ fn finish(store: &Store, batch: Vec<Plan>, began: Timestamp, at: Timestamp) {
         }
         let schedule = &plan.event().schedule;
         let (at, priority) = (schedule.deliver_time.map_or(at, |time| time.max(at)), Some(schedule.priority));
-        due.extend(plan.queued().map(|delivery| Due { endpoint: delivery.to.id, at, priority }));
+        let waiting = plan.queued().filter(|delivery| delivery.offer.is_none());
+        due.extend(waiting.map(|delivery| Due { endpoint: delivery.to.id, at, priority }));
+        claimed.extend(plan.claimed(at, &taking));
         let is_new = plan.is_new_event;
         let (waiting, published) = plan.into_answer();
         if is_new {
@@ -355,6 +362,8 @@ fn finish(store: &Store, batch: Vec<Plan>, began: Timestamp, at: Timestamp) {
     store.metrics.events.count(committed.iter().map(|event| event.event_type.as_str()));
     // Before the hint: who claims at once finds them.
     store.recent.keep(committed);
+    store.metrics.claims_with_publish.inc_by(claimed.len() as u64);
+    taking.claim(claimed);
     store.metrics.deliveries.failed.inc_by(refused_count);
     store.backlog.change(queued.into_iter().map(|endpoint| (endpoint, 1)));
     if !refused.is_empty() {

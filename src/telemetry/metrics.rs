@@ -51,6 +51,8 @@ pub struct Metrics {
     pub replicas: IntGauge,
     /// Claims.
     pub claims: Batches,
+    /// Deliveries that needed none.
+    pub claims_with_publish: IntCounter,
     /// Commits of published events.
     pub publishes: Batches,
     /// Commits of results.
@@ -167,6 +169,7 @@ impl Metrics {
                 duration: make.histogram("webhook_claim_duration_seconds")?,
                 size: make.histogram("webhook_claim_batch_size")?,
             },
+            claims_with_publish: make.counter("webhook_claims_with_publish_total")?,
             publishes: commits("publish"),
             completions: commits("complete"),
             lanes: make.gauge("webhook_lanes")?,

@@ -6,6 +6,7 @@ mod filters;
 mod gates;
 mod healthy;
 mod lists;
+mod offers;
 mod order;
 mod plans;
 mod publish;

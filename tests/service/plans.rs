@@ -178,6 +178,50 @@ async fn a_claim_reads_its_own_lane_alone() {
 }
 
 #[tokio::test]
+async fn a_publish_looks_up_the_endpoints_whose_offers_it_takes() {
+    let of = |value: &str, kind: &str| array(value, kind);
+    let none = |kind: &str| format!("'{{}}'::{kind}[]");
+    let arguments = [
+        "array['default']".to_owned(),
+        "array[0]::bigint[]".to_owned(),
+        // The events of these were written before.
+        none("uuid"),
+        none("text"),
+        none("text"),
+        none("bytea"),
+        none("text"),
+        none("text"),
+        none("jsonb"),
+        of("md5('new' || n)", "uuid"),
+        of("md5('endpoint' || n)", "uuid"),
+        of("md5('event' || n)", "uuid"),
+        of("1", "smallint"),
+        of("'default'", "text"),
+        of("'a'", "text"),
+        none("text"),
+        none("smallint"),
+        none("text"),
+        none("timestamptz"),
+        none("timestamptz"),
+        none("smallint"),
+        none("timestamptz"),
+        none("timestamptz"),
+        none("text"),
+        none("boolean"),
+        none("bytea"),
+        format!("array(select n from generate_series(1, {BATCH}) n)"),
+        of("md5('endpoint' || n)", "uuid"),
+        of("1", "bigint"),
+        "null".to_owned(),
+        "12".to_owned(),
+        "'r'::text".to_owned(),
+    ];
+    for is_analyzed in [false, true] {
+        check(&plans::PUBLISH, &arguments, false, is_analyzed).await;
+    }
+}
+
+#[tokio::test]
 async fn what_others_have_in_flight_is_found_without_reading_a_backlog() {
     let others = ["array[md5('live')::uuid]".to_owned(), "'r'::text".to_owned()];
     let ids = [array("md5('live' || n)", "uuid")];

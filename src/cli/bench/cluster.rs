@@ -148,7 +148,7 @@ impl Cluster {
 fn name_of(text: &str) -> Option<&'static str> {
     let verbs = [
         ("with lanes as", "claim"),
-        ("with stale as", "publish"),
+        ("with offered as", "publish"),
         ("with settled as", "complete"),
         ("select id, tenant, event_type, payload", "payloads"),
         ("with recursive e as", "sweep"),

@@ -139,7 +139,12 @@ impl Tenure {
     }
 
     pub(super) fn holds_at(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.origin) < Duration::from_micros(self.until.load(Ordering::Acquire))
+        now < self.until()
+    }
+
+    /// When it ends, as far as is known now.
+    pub(super) fn until(&self) -> Instant {
+        self.origin + Duration::from_micros(self.until.load(Ordering::Acquire))
     }
 }
 

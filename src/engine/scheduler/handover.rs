@@ -102,11 +102,13 @@ impl Scheduler {
         self.quotas.share_among(self.view.count(), now);
         self.alarms.retain(|(_, endpoint, _)| self.view.owns(*endpoint));
         self.openings.retain(|(_, endpoint)| self.view.owns(*endpoint));
+        // What is offered from now on is offered under the next view.
+        let to_arrive = self.withdraw_all(self.passing.views + 1);
         let passing = &mut self.passing;
         passing.elsewhere.retain(|_, (endpoint, _)| before.owns(*endpoint) && self.view.owns(*endpoint));
         passing.changed_at = Some(now);
         passing.views += 1;
-        passing.earlier_claims = self.claims.len();
+        passing.earlier_claims = self.claims.len() + to_arrive;
         passing.settled = Some(settled);
         passing.settle();
         self.hurry.notify_one();
@@ -180,11 +182,11 @@ impl Scheduler {
     }
 
     /// What was claimed for a lane that is another's by now, and could not be started at once, goes back.
-    pub(super) fn hand_back_foreign(&mut self, asked: &[LaneRequest]) {
+    pub(super) fn hand_back_foreign(&mut self, claimed_for: impl Iterator<Item = EndpointId>) {
         let now = Instant::now();
         let mut foreign = Vec::new();
-        for request in asked.iter().filter(|request| !self.view.owns(request.endpoint)) {
-            if let Some(lane) = self.lanes.get_mut(&request.endpoint) {
+        for endpoint in claimed_for {
+            if let Some(lane) = self.lanes.get_mut(&endpoint).filter(|_| !self.view.owns(endpoint)) {
                 foreign.extend(lane.leave(now));
             }
         }

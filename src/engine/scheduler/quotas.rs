@@ -67,6 +67,11 @@ impl Quotas {
         }
     }
 
+    /// Whether there are no limits.
+    pub(super) const fn are_none(&self) -> bool {
+        self.rates.global.is_none() && self.rates.tenant.is_none()
+    }
+
     /// Whether it matters whose a lane is.
     pub(super) const fn are_by_tenant(&self) -> bool {
         self.rates.tenant.is_some()

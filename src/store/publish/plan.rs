@@ -39,6 +39,8 @@ pub(in crate::store) struct PlannedDelivery {
     pub(in crate::store) id: DeliveryId,
     pub(in crate::store) to: Recipient,
     pub(super) fate: Fate,
+    /// Whose offer it takes, by the place among those of its statement: with it, it is claimed as it is queued.
+    pub(super) offer: Option<usize>,
 }
 
 /// What becomes of a planned delivery.
@@ -290,7 +292,7 @@ impl Planner<'_> {
     /// `with` is the event that it is made with; one that is added later has an id of its own time.
     fn plan_delivery(&mut self, to: Recipient, with: Option<EventId>, known: &idempotency::Known) -> PlannedDelivery {
         if let Some(id) = known.deliveries.get(&to.id) {
-            return PlannedDelivery { id: *id, to, fate: Fate::Duplicate };
+            return PlannedDelivery { id: *id, to, fate: Fate::Duplicate, offer: None };
         }
         let id = match with {
             Some(event) => DeliveryId::of(event, rand::random()),
@@ -299,7 +301,7 @@ impl Planner<'_> {
         let planned = self.planned.entry(to.id).or_default();
         let fate = if self.store.backlog.is_endpoint_full(to.id, *planned) { Fate::QueueFull } else { Fate::Queued };
         *planned += i64::from(fate == Fate::Queued);
-        PlannedDelivery { id, to, fate }
+        PlannedDelivery { id, to, fate, offer: None }
     }
 
     async fn recipients(&self, one: &Waiting) -> std::result::Result<Recipients, PublishError> {

@@ -12,15 +12,18 @@ use crate::domain::schedule::Priority;
 use crate::domain::time::Timestamp;
 use crate::domain::trace::TraceContext;
 use crate::store::error::Result;
+use crate::store::offers::Taking;
 use crate::store::order::OrderKey;
+use crate::store::queue::LEASE;
 use crate::store::stats::Event;
 use crate::store::types::PgTime;
 use crate::store::{Store, idempotency, inbox, order};
 
 /// What came of writing a batch.
-pub(super) enum Written {
-    /// It is committed, but for the plans at `lost`, ascending: somebody took their keys first.
-    All { at: Timestamp, lost: Vec<usize> },
+pub(super) enum Written<'s> {
+    /// It is committed, but for the plans at `lost`, ascending: somebody took their keys first. The deliveries that still
+    /// have an offer are claimed.
+    All { at: Timestamp, lost: Vec<usize>, taking: Taking<'s> },
     /// Nothing is committed: a tenant's endpoints have changed since, and are known anew by now.
     NothingMatchedAnew,
     /// Nothing is committed: another replica has published the plans at these places, ascending, from the inbox.
@@ -31,8 +34,18 @@ pub(super) enum Written {
 /// whose registration was acknowledged before the publish began is visible to this statement's snapshot.
 /// Takes no lock on rows that others write; reads `tenants_pkey`. Arrays of what few events have are empty where none has
 /// it, and unnest to nulls. Places in an order are drawn in the arrays' order, under the locks of their keys.
-const PUBLISH: &str = "
-with stale as materialized (
+/// What takes a lane's offer is claimed here, as a claim would a moment later: for endpoints that are as their lanes know
+/// them, by `endpoints_pkey`, and only by a replica that the others have not given up.
+pub(in crate::store) const PUBLISH: &str = "
+with offered as materialized (
+  select array_agg(
+    exists (
+      select from endpoints e
+      where e.id = o.endpoint_id and e.version = o.version and e.state = 1 and e.circuit_until is null
+        and e.delete_time is null
+    ) and ($30::uuid is null or exists (select from replicas r where r.id = $30)) order by o.place) as stands
+  from unnest($28::uuid[], $29::bigint[]) with ordinality as o (endpoint_id, version, place)
+), stale as materialized (
   select m.tenant
   from unnest($1::text[], $2::bigint[]) as m (tenant, version)
   where m.version <> coalesce((select t.config_version from tenants t where t.tenant = m.tenant), 0)
@@ -47,15 +60,21 @@ with stale as materialized (
           priority, ordering_key, deliver_time, expire_time, trace)
   where not exists (select from stale)
 ), queued as (
-  insert into outstanding (id, endpoint_id, event_id, due_at, state, priority, payload_format, tenant, event_type,
-                           expire_at, order_key, seq)
+  insert into outstanding (id, endpoint_id, event_id, due_at, priority, payload_format, tenant, event_type, expire_at,
+                           order_key, seq, state, attempt_count, claim_gen, lease_until, attempt_started_at, replica)
   select d.id, d.endpoint_id, d.event_id, case when d.is_parked then 'infinity' else greatest(d.deliver_at, now()) end,
-         1, coalesce(d.priority, 2), d.payload_format, d.tenant, d.event_type, d.expire_at, d.order_key,
-         case when d.order_key is not null then nextval('order_seq') end
-  from unnest($10::uuid[], $11::uuid[], $12::uuid[], $13::smallint[], $14::text[], $15::text[],
-              $21::smallint[], $22::timestamptz[], $23::timestamptz[], $24::text[], $25::boolean[])
-    as d (id, endpoint_id, event_id, payload_format, tenant, event_type,
-          priority, deliver_at, expire_at, order_key, is_parked)
+         coalesce(d.priority, 2), d.payload_format, d.tenant, d.event_type, d.expire_at, d.order_key,
+         case when d.order_key is not null then nextval('order_seq') end,
+         case when d.is_claimed then 2 else 1 end, d.is_claimed::int, d.is_claimed::int,
+         case when d.is_claimed then now() + make_interval(secs => $31) end, case when d.is_claimed then now() end,
+         case when d.is_claimed then $32 end
+  from (
+    select u.*, coalesce((select stands from offered)[u.offer], false) as is_claimed
+    from unnest($10::uuid[], $11::uuid[], $12::uuid[], $13::smallint[], $14::text[], $15::text[],
+                $21::smallint[], $22::timestamptz[], $23::timestamptz[], $24::text[], $25::boolean[], $27::int[])
+      as u (id, endpoint_id, event_id, payload_format, tenant, event_type,
+            priority, deliver_at, expire_at, order_key, is_parked, offer)
+  ) d
   where not exists (select from stale)
 ), told as (
   insert into timeline (time, delivery_id, endpoint_id, event_id, kind, state, priority, attempt_count,
@@ -67,7 +86,7 @@ with stale as materialized (
     as d (id, endpoint_id, event_id, payload_format, tenant, event_type, priority, deliver_at, is_parked)
   where not exists (select from stale)
 )
-select now() as at, array(select tenant from stale) as stale";
+select now() as at, array(select tenant from stale) as stale, (select stands from offered) as stands";
 
 /// Deliveries whose endpoint has as many outstanding as it may: on record as failed, to be retried when there is room.
 /// They have no place in an order and block nothing; retried, they join its end.
@@ -95,10 +114,15 @@ insert into deliveries_apart (delivery_id, event_id, tenant)
 select d.id, d.event_id, d.tenant from unnest($1::uuid[], $2::uuid[], $3::text[]) as d (id, event_id, tenant)";
 
 /// Writes a batch in one commit.
-pub(super) async fn write(store: &Store, batch: &[Plan]) -> Result<Written> {
+pub(super) async fn write<'s>(store: &'s Store, batch: &mut [Plan]) -> Result<Written<'s>> {
     let began = Instant::now();
     let mut connection = store.engine.lend().await?;
-    let written = store.engine.bounded(write_on(&mut connection, batch)).await?;
+    // Not before: a claim lasts from its statement on.
+    let mut taking = store.offers.begin(store.clock.now());
+    for delivery in batch.iter_mut().flat_map(Plan::claimable) {
+        delivery.offer = taking.take(delivery.to.id);
+    }
+    let written = store.engine.bounded(write_on(store, &mut connection, batch, &taking)).await?;
     connection.give_back();
     let (published, lost) = match written? {
         Wrote::Batch(published, lost) => (published, lost),
@@ -110,7 +134,10 @@ pub(super) async fn write(store: &Store, batch: &[Plan]) -> Result<Written> {
         let refused = winners(batch, &lost).flat_map(Plan::refused).map(|delivery| (delivery.to.id, failed));
         store.stats.count(published.at, refused);
     }
-    settle(store, published, lost).await
+    for delivery in batch.iter_mut().flat_map(Plan::claimable) {
+        delivery.offer = delivery.offer.filter(|place| published.stands.get(*place).is_some_and(|stands| *stands));
+    }
+    settle(store, published, lost, taking).await
 }
 
 enum Wrote {
@@ -119,7 +146,8 @@ enum Wrote {
     TakenElsewhere(Vec<usize>),
 }
 
-async fn write_on(connection: &mut PgConnection, batch: &[Plan]) -> Result<Wrote> {
+async fn write_on(store: &Store, connection: &mut PgConnection, batch: &[Plan], taking: &Taking<'_>) -> Result<Wrote> {
+    let claims = Claims { taking, replica: store.replica(), claims_as: store.claims_as() };
     let is_plain = batch.iter().all(|plan| {
         plan.fingerprint.is_none()
             && plan.waiting.taken_from.is_none()
@@ -127,7 +155,7 @@ async fn write_on(connection: &mut PgConnection, batch: &[Plan]) -> Result<Wrote
     });
     if is_plain {
         // A single statement is its own transaction: no further round trips.
-        return Ok(Wrote::Batch(publish(connection, batch, &[], HashSet::new()).await?, Vec::new()));
+        return Ok(Wrote::Batch(publish(connection, batch, &[], HashSet::new(), &claims).await?, Vec::new()));
     }
     let mut transaction = connection.begin().await?;
     let from_inbox: Vec<i64> = batch.iter().filter_map(Plan::taken_from).collect();
@@ -143,7 +171,7 @@ async fn write_on(connection: &mut PgConnection, batch: &[Plan]) -> Result<Wrote
     let lost = idempotency::claim(&mut transaction, batch).await?;
     let keys: BTreeSet<OrderKey<'_>> = queued(batch, &lost).filter_map(|(plan, to)| plan.order_key(to)).collect();
     let free = if keys.is_empty() { HashSet::new() } else { order::join(&mut transaction, &keys).await? };
-    let published = publish(&mut transaction, batch, &lost, free).await?;
+    let published = publish(&mut transaction, batch, &lost, free, &claims).await?;
     if published.stale.is_empty() {
         record_refused(&mut transaction, batch, &lost).await?;
         record_apart(&mut transaction, batch, &lost).await?;
@@ -157,11 +185,25 @@ async fn write_on(connection: &mut PgConnection, batch: &[Plan]) -> Result<Wrote
 struct PublishedBatch {
     at: Timestamp,
     stale: Vec<String>,
+    /// Whether the offers taken are still those of their endpoints, by their places.
+    stands: Vec<bool>,
 }
 
-async fn settle(store: &Store, published: PublishedBatch, lost: Vec<usize>) -> Result<Written> {
+/// What is claimed by the way, and for whom.
+struct Claims<'c> {
+    taking: &'c Taking<'c>,
+    replica: &'c str,
+    claims_as: Option<Uuid>,
+}
+
+async fn settle<'s>(
+    store: &'s Store,
+    published: PublishedBatch,
+    lost: Vec<usize>,
+    taking: Taking<'s>,
+) -> Result<Written<'s>> {
     if published.stale.is_empty() {
-        return Ok(Written::All { at: published.at, lost });
+        return Ok(Written::All { at: published.at, lost, taking });
     }
     for tenant in published.stale {
         store.directory.load(&store.engine, &crate::domain::fields::Tenant::from_stored(tenant)).await?;
@@ -175,6 +217,7 @@ async fn publish<'b>(
     batch: &'b [Plan],
     lost: &'b [usize],
     free: HashSet<OrderKey<'b>>,
+    claims: &Claims<'_>,
 ) -> Result<PublishedBatch> {
     let plans = || winners(batch, lost);
     let matched: HashMap<&str, i64> =
@@ -185,6 +228,8 @@ async fn publish<'b>(
     let metadata =
         |plan: &Plan| Some(&plan.waiting.event.metadata).filter(|map| !map.is_empty()).map(|map| Json(map.clone()));
     let rows = DeliveryColumns::of(queued(batch, lost), free);
+    let (offering, versions_offering): (Vec<Uuid>, Vec<i64>) =
+        claims.taking.endpoints().map(|(endpoint, version)| (endpoint.uuid(), version)).unzip();
     let schedules = || events.iter().map(|plan| &plan.waiting.event.schedule);
     let row = sqlx::query(PUBLISH)
         .bind(tenants)
@@ -213,9 +258,19 @@ async fn publish<'b>(
         .bind(sparse(rows.order_keys))
         .bind(sparse(rows.parked))
         .bind(sparse(events.iter().map(|plan| plan.waiting.event.trace.as_ref().map(TraceContext::to_bytes))))
+        .bind(sparse(rows.offers))
+        .bind(offering)
+        .bind(versions_offering)
+        .bind(claims.claims_as)
+        .bind(LEASE.as_secs_f64())
+        .bind(claims.replica)
         .fetch_one(connection)
         .await?;
-    Ok(PublishedBatch { at: row.try_get::<PgTime, _>("at")?.0, stale: row.try_get("stale")? })
+    Ok(PublishedBatch {
+        at: row.try_get::<PgTime, _>("at")?.0,
+        stale: row.try_get("stale")?,
+        stands: row.try_get::<Option<_>, _>("stands")?.unwrap_or_default(),
+    })
 }
 
 async fn record_refused(connection: &mut PgConnection, batch: &[Plan], lost: &[usize]) -> Result<()> {
@@ -283,6 +338,8 @@ struct DeliveryColumns<'p> {
     expire_at: Vec<Option<PgTime>>,
     order_keys: Vec<Option<&'p str>>,
     parked: Vec<Option<bool>>,
+    /// Places, from 1.
+    offers: Vec<Option<i32>>,
 }
 
 impl<'p> DeliveryColumns<'p> {
@@ -303,6 +360,7 @@ impl<'p> DeliveryColumns<'p> {
             columns.expire_at.push(schedule.expire_time.map(PgTime));
             columns.parked.push(order_key.map(|key| !free.remove(&key)));
             columns.order_keys.push(order_key.map(|(_, key)| key));
+            columns.offers.push(delivery.offer.and_then(|place| i32::try_from(place + 1).ok()));
         }
         columns
     }

@@ -61,6 +61,12 @@ pub(super) const FAMILIES: &[Family] = &[
         help: "How long a claim took in the database.",
     },
     Family {
+        name: "webhook_claims_with_publish_total",
+        kind: Kind::Counter,
+        labels: &[],
+        help: "Deliveries that were claimed by the statement which published them, and needed no claim of their own.",
+    },
+    Family {
         name: "webhook_commit_batch_size",
         kind: Kind::Histogram(ROWS),
         labels: &["kind"],

@@ -122,7 +122,6 @@ async fn events_deliveries_and_attempts_are_counted_by_what_came_of_them() {
             ("webhook_commit_batch_size_sum{kind=\"publish\"}", 6.0),
             // What waited was canceled and expired past it.
             ("webhook_commit_batch_size_sum{kind=\"complete\"}", 5.0),
-            ("webhook_claim_batch_size_sum", 5.0),
             ("webhook_grpc_requests_total{code=\"OK\",method=\"Publish\"}", 5.0),
             ("webhook_grpc_requests_total{code=\"NOT_FOUND\",method=\"GetDelivery\"}", 1.0),
             ("webhook_grpc_request_duration_seconds_count{method=\"Publish\"}", 5.0),
@@ -136,6 +135,8 @@ async fn events_deliveries_and_attempts_are_counted_by_what_came_of_them() {
     )
     .await;
     assert!(!seen.0.keys().any(|series| series.contains("ep_") || series.contains(&paused.id)), "no ids as labels");
+    let claimed = seen.get("webhook_claim_batch_size_sum") + seen.get("webhook_claims_with_publish_total");
+    assert_eq!(claimed, 5.0, "by a claim, or as they were published");
     assert!(seen.get("webhook_database_connections{pool=\"engine\",state=\"idle\"}") >= 1.0);
     assert!(seen.get("webhook_commit_duration_seconds_sum{kind=\"publish\"}") > 0.0);
     assert!(seen.get("process_resident_memory_bytes") > 1e6);
@@ -215,4 +216,31 @@ async fn open_streams_are_counted_and_not_late() {
     let seen = come_to(&service.app, &gone).await;
     let timed = "webhook_grpc_request_duration_seconds_count{method=\"StreamDeliveryEvents\"}";
     assert!(!seen.0.contains_key(timed), "how long a stream is open says nothing");
+}
+
+#[tokio::test]
+async fn what_is_published_while_its_lane_keeps_up_needs_no_claim() {
+    let service = service().await;
+    let before = receiver(Behaviour::default()).await;
+    let registered = service.register(endpoint(&before.url())).await;
+    for _ in 0..20 {
+        let id = service.publish_one("a").await;
+        service.in_state(&id, DeliveryState::Succeeded).await;
+    }
+    // The first one found no lane.
+    let counts = [("webhook_claim_batch_size_sum", 1.0), ("webhook_claims_with_publish_total", 19.0)];
+    come_to(&service.app, &counts).await;
+
+    // What the lane knows of the endpoint is old: the next claim learns better, and nothing goes the old way.
+    let after = receiver(Behaviour::default()).await;
+    let update = UpdateEndpointRequest {
+        endpoint: Some(Endpoint { url: after.url(), ..registered }),
+        update_mask: Some(prost_types::FieldMask { paths: vec!["url".to_owned()] }),
+    };
+    service.client.clone().update_endpoint(update).await.expect("updated");
+    for _ in 0..5 {
+        let id = service.publish_one("a").await;
+        service.in_state(&id, DeliveryState::Succeeded).await;
+    }
+    assert_eq!((before.count(), after.count()), (20, 5));
 }
