@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::timeout_at;
+use tokio::time::{Instant, timeout, timeout_at};
 
 pub(super) use self::filters::Judges;
 use self::filters::Verdicts;
@@ -158,14 +158,18 @@ impl Publisher {
 
     /// Publishes one event; answers once it is committed, or was not.
     pub async fn publish(&self, event: NewEvent) -> Result<Published, PublishError> {
-        let mut answers = self.publish_in_order(vec![event]).await;
-        answers.pop().unwrap_or(Err(PublishError::Internal))
+        let published = async {
+            let (waiting, answer) = self.ready(event).await?;
+            self.queue.send(waiting).await.map_err(|_| PublishError::Unavailable)?;
+            answer.await.unwrap_or(Err(PublishError::Internal))
+        };
+        timeout(ANSWER_MAX, published).await.unwrap_or(Err(PublishError::Unavailable))
     }
 
     /// Publishes several events, each for itself; those that are ordered by one key come one behind the other. Answers
     /// in their order.
     pub async fn publish_in_order(&self, events: Vec<NewEvent>) -> Vec<Result<Published, PublishError>> {
-        let until = tokio::time::Instant::now() + ANSWER_MAX;
+        let until = Instant::now() + ANSWER_MAX;
         // Filters and endpoints that come with an event take a while of their own; the queue is in order.
         let ready = join_all(events.into_iter().map(|event| timeout_at(until, self.ready(event)))).await;
         let mut queued = Vec::with_capacity(ready.len());
