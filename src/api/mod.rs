@@ -9,6 +9,7 @@ mod connection;
 mod convert;
 mod dead_letters;
 mod deliveries;
+mod direct;
 mod endpoints;
 #[doc(hidden)]
 pub mod fuzzing;

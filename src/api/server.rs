@@ -14,6 +14,7 @@ use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use super::auth::{CallerLimits, ClientRule, Door, Guard, Mode};
 use super::connection::{self, AGE_MAX};
+use super::direct::Direct;
 use super::health::Health;
 use super::limits::MessageLimits;
 use super::measured::Measured;
@@ -118,6 +119,8 @@ pub async fn serve(
     let door = Door::new(edge.auth, &edge.clients, edge.caller_limits, &services.store, &shutdown);
     let store = Arc::clone(&services.store);
     let incoming = connection::incoming(listener, tls, edge.connections_per_address_max, shutdown.clone());
+    let has_reflection = config.reflection;
+    let webhooks = Webhooks::new(services, config, shutdown.clone());
     let server = Server::builder()
         .max_concurrent_streams(STREAMS_MAX)
         .http2_max_header_list_size(HEADER_LIST_BYTES_MAX)
@@ -131,10 +134,11 @@ pub async fn serve(
         .accept_http1(true)
         .layer(cors())
         .layer(GrpcWebLayer::new())
-        .layer(Measured(Arc::clone(&services.store)))
+        .layer(Measured(Arc::clone(&store)))
         .layer(Guard(door))
         .layer(limits)
-        .add_routes(routes(services, config, limits, &health, &shutdown))
+        .layer(Direct(WebhookServiceServer::new(webhooks).max_decoding_message_size(limits.largest())))
+        .add_routes(routes(&health, has_reflection))
         // The end of `incoming` is the signal: after it every connection is asked to finish.
         .serve_with_incoming_shutdown(incoming, std::future::pending());
     health.set_serving(true).await;
@@ -152,19 +156,10 @@ pub async fn serve(
     }
 }
 
-fn routes(
-    services: Services,
-    config: Config,
-    limits: MessageLimits,
-    health: &Health,
-    shutdown: &CancellationToken,
-) -> Routes {
-    let has_reflection = config.reflection;
-    let webhooks = Webhooks::new(services, config, shutdown.clone());
+/// The services beside the contract's.
+fn routes(health: &Health, has_reflection: bool) -> Routes {
     let mut routes = Routes::builder();
-    routes
-        .add_service(WebhookServiceServer::new(webhooks).max_decoding_message_size(limits.largest()))
-        .add_service(health.server());
+    routes.add_service(health.server());
     if has_reflection {
         let builder = || {
             tonic_reflection::server::Builder::configure()
