@@ -14,7 +14,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
@@ -62,6 +62,8 @@ pub(super) struct Connection {
     /// Until that is clear.
     unheard: Option<TaskTrackerToken>,
     cut: Pin<Box<Sleep>>,
+    /// Whether what is to be written has waited its turn.
+    has_waited: bool,
     _place: Place,
 }
 
@@ -287,6 +289,7 @@ impl Connection {
             said: 0,
             unheard: Some(unheard),
             cut: Box::pin(sleep_until(since + PREFACE_MAX)),
+            has_waited: false,
             _place: place,
         }
     }
@@ -344,9 +347,28 @@ impl Transport {
     }
 }
 
+impl Connection {
+    /// Writes, but not at once: whatever else is ready to run goes first, and adds its answer. A commit answers its callers
+    /// together, each by a task of its own, and without this each of those would have its answer written alone.
+    fn poll_write_together(
+        &mut self,
+        cx: &mut Context<'_>,
+        write: impl FnOnce(Pin<&mut (dyn AsyncWrite + Send + Unpin)>, &mut Context<'_>) -> Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        if !std::mem::replace(&mut self.has_waited, true) {
+            // A task that wakes itself goes behind all that are woken by now.
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let written = ready!(write(self.stream.writing(), cx));
+        self.has_waited = false;
+        Poll::Ready(written)
+    }
+}
+
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.stream.writing().poll_write(cx, bytes)
+        self.poll_write_together(cx, |stream, cx| stream.poll_write(cx, bytes))
     }
 
     fn poll_write_vectored(
@@ -354,7 +376,7 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.stream.writing().poll_write_vectored(cx, slices)
+        self.poll_write_together(cx, |stream, cx| stream.poll_write_vectored(cx, slices))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -423,5 +445,36 @@ mod tests {
         let _connection = incoming.next().await.expect("it is let in").expect("accepted");
         assert!(incoming.next().await.is_none());
         assert_eq!(since.elapsed(), HEARING_MAX);
+    }
+
+    #[tokio::test]
+    async fn answers_of_one_moment_are_written_together() {
+        let (listener, address) = listener().await;
+        let mut caller = TcpStream::connect(address).await.expect("connected");
+        let mut incoming = std::pin::pin!(incoming(listener, None, 1_000, CancellationToken::new()));
+        let connection = incoming.next().await.expect("one").expect("accepted");
+        let (connection, answers) = (Mutex::new(connection), Mutex::new(Vec::new()));
+        let mut writes = Vec::new();
+        // As a server does: whoever has an answer adds it, and what there is by then is written.
+        let write = std::future::poll_fn(|cx| {
+            let mut connection = connection.lock().expect("alone");
+            let mut bytes = answers.lock().expect("alone");
+            while !bytes.is_empty() {
+                let written = ready!(Pin::new(&mut *connection).poll_write(cx, &bytes)).expect("written");
+                writes.push(written);
+                bytes.drain(..written);
+            }
+            Poll::Ready(())
+        });
+        let answer = |answer: u8| {
+            let answers = &answers;
+            async move { answers.lock().expect("alone").push(answer) }
+        };
+        answer(1).await;
+        tokio::join!(biased; write, answer(2), answer(3));
+        assert_eq!(writes, [3]);
+        let mut read = [0; 3];
+        caller.read_exact(&mut read).await.expect("read");
+        assert_eq!(read, [1, 2, 3]);
     }
 }
