@@ -64,8 +64,6 @@ pub struct Config {
     pub traces: Option<TracesConfig>,
 }
 
-const DATABASE_URL_ALLOWED: &str = "allowed is postgres://user:password@host:port/database";
-
 impl Config {
     /// Reads the settings of this process. `environment` holds its variables.
     pub fn load(
@@ -125,12 +123,8 @@ impl Config {
         let ops_addr = reader.get("ops.addr", "127.0.0.1:9464", parse_addr);
         let database_url = reader.get("database.url", "", |text| match text {
             "" if is_dev => Ok(String::new()),
-            "" => Err(format!("is not set; {DATABASE_URL_ALLOWED}")),
-            // The driver takes any scheme for its own.
-            _ if !text.starts_with("postgres://") && !text.starts_with("postgresql://") => {
-                Err(format!("is no URL of PostgreSQL; {DATABASE_URL_ALLOWED}"))
-            }
-            _ => Ok(text.to_owned()),
+            "" => Err(format!("is not set; allowed is {}", store::URL_ALLOWED)),
+            _ => store::check_url(text).map(|()| text.to_owned()).map_err(|problem| problem.to_string()),
         });
         let connections_max = reader.get("database.connections", "12", |text| parse_within(text, 6, 1_000));
         let notify = reader.get("database.notify", "true", parse_bool);
@@ -141,7 +135,7 @@ impl Config {
         let retry_policy = reader.get("retry.policy", "exponential", retry::parse_policy);
         let event_policies = reader.get("retry.event_policies", "", retry::parse_event_policies);
         let grace = reader.get("shutdown.grace", "30s", parse_span);
-        let filter = reader.get("log", log::DEFAULT_FILTER, log::parse_filter);
+        let filter = reader.get("log.filter", log::DEFAULT_FILTER, log::parse_filter);
         let format = reader.get("log.format", "text", log::parse_format);
         let event_types_max = reader.get("metrics.event_types_max", "100", |text| parse_within(text, 0, 10_000));
         let alerts = alerts::read(reader);
@@ -294,6 +288,13 @@ mod tests {
             ("HOOKLANE_GRCP_ADDR", "HOOKLANE_GRPC_ADDR"),
             ("HOOKLANE_SHUTDOWN_GRACES", "HOOKLANE_SHUTDOWN_GRACE"),
             ("HOOKLANE_RETENTION_DEADLETTERS", "HOOKLANE_RETENTION_DEAD_LETTERS"),
+            ("HOOKLANE_LOG_FILTER", "HOOKLANE_LOG"),
+            ("HOOKLANE_LOG_LEVEL", "HOOKLANE_LOG"),
+            ("HOOKLANE_DATABASE_URL", "DATABASE_URL"),
+            ("HOOKLANE_DATABASE_URL_FILE", "DATABASE_URL_FILE"),
+            ("HOOKLANE_ENCRYPTION_KEY_FILE", "HOOKLANE_ENCRYPTION_KEYS_FILE"),
+            ("HOOKLANE_GRPC_ADDRESS", "HOOKLANE_GRPC_ADDR"),
+            ("HOOKLANE_AUTH_FILE", "HOOKLANE_AUTH"),
         ] {
             assert_eq!(
                 told(name),
@@ -315,6 +316,21 @@ mod tests {
             assert_eq!(words.contains("\"=?!\""), !setting.is_secret, "{words}");
             let says = ["allowed", " neither ", " from "];
             assert!(says.iter().any(|part| words.contains(part)), "{words}");
+        }
+    }
+
+    #[test]
+    fn a_bad_database_url_is_told_by_its_variable_and_without_its_password() {
+        for bad in [
+            "mysql://u:canary@localhost/x",
+            "postgres://u:canary#1@localhost/x",
+            "postgres://u:canary@localhost:70000/x",
+            "postgres://u:canary@localhost/x?sslmode=maybe",
+        ] {
+            let words = load(Profile::Migrate, &[("DATABASE_URL", bad)]).expect_err(bad).to_string();
+            assert!(words.starts_with("DATABASE_URL: is no URL of PostgreSQL"), "{words}");
+            assert!(words.contains("allowed is postgres://user:password@host:port/database"), "{words}");
+            assert!(!words.contains("canary"), "{words}");
         }
     }
 

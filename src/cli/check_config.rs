@@ -5,7 +5,6 @@ use super::show::{Cell, Column, Paint, Table};
 use super::{Failure, note, say};
 use crate::api::Tls;
 use crate::config::{Config, Effective, Flags, Profile};
-use crate::store;
 
 /// Check the settings, and show what is set and where
 ///
@@ -43,9 +42,6 @@ pub fn run(args: Args) -> Result<(), Failure> {
         .map_err(|problems| Failure::usage(problems.to_string()))?;
     if let Some(tls) = &config.api.edge.tls {
         Tls::check(tls).map_err(|error| Failure::usage(error.to_string()))?;
-    }
-    if !config.store.database_url.is_empty() {
-        store::check_url(&config.store.database_url).map_err(|error| Failure::usage(error.to_string()))?;
     }
     let shown: Vec<_> = effective.iter().filter(|setting| args.all || setting.source.is_some()).collect();
     if args.json {

@@ -35,9 +35,9 @@ pub fn describe() -> Vec<Described> {
     let one = |setting: &Setting| {
         let (serve, dev) = (default(&in_serve, setting.key), default(&in_dev, setting.key));
         Described {
-            key: setting.file_key(),
+            key: setting.key,
             variable: setting.variable(),
-            file_variable: setting.is_secret.then(|| format!("{}_FILE", setting.variable())),
+            file_variable: setting.file_variable(),
             flag: setting.flag,
             default_in_dev: (dev != serve).then_some(dev),
             default: serve,
@@ -63,7 +63,7 @@ terminal, `hooklane check-config` what is set and whether it is good.
 
 - Built-in defaults < TOML file (`--config FILE` or `HOOKLANE_CONFIG`) < environment < flags.
 - A key `section.key` of the file is `HOOKLANE_SECTION_KEY` in the environment, but for `DATABASE_URL` and `HOOKLANE_LOG`.
-- A secret can be in a file of its own, which the variable with `_FILE` behind its name names.
+- A secret can be in a file of its own, which the variable with `_FILE` behind its name names; both at once is an error.
 - Lists are comma-separated; in the file they may be lists. Truths are `true` and `false`, spans of time are written
   `250ms`, `30s`, `5m`, `24h`, `7d`.
 - Everything wrong with the settings is told at once, with name, value and what is allowed, before anything is opened;

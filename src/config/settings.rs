@@ -33,7 +33,7 @@ pub(crate) const SETTINGS: &[Setting] = &[
     Setting::new("limits.payload_bytes", "the largest payload of an event, 1–67,108,864"),
     Setting::new("limits.requests_per_second", "calls of one credential in a second in this replica, with as many at once after a pause; 0 for any number"),
     Setting::new("limits.streams_per_key", "open streams of one credential in this replica, 1–10,240 (all together 10,240)"),
-    Setting::new("log", "a tracing filter, such as `info` or `hooklane=debug`"),
+    Setting::new("log.filter", "a tracing filter, such as `info` or `hooklane=debug`").env("HOOKLANE_LOG"),
     Setting::new("log.format", "`text` or `json`"),
     Setting::new("metrics.event_types_max", "event types that metrics tell apart, 0–10,000; all others count as `other`"),
     Setting::new("ops.addr", "`/livez` `/readyz` `/health` `/metrics`; port 0 picks one").flag("--ops-addr"),
@@ -59,7 +59,7 @@ pub(crate) const SETTINGS: &[Setting] = &[
 /// One setting.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Setting {
-    /// As the program calls it.
+    /// Its name in a file, and as the program calls it.
     pub(crate) key: &'static str,
     /// What it is for and what is allowed, in Markdown without links.
     pub(super) meaning: &'static str,
@@ -102,9 +102,9 @@ impl Setting {
         self.env.map_or_else(|| format!("HOOKLANE_{}", self.key.replace('.', "_").to_uppercase()), str::to_owned)
     }
 
-    /// Its name in a file, where `log` would be a table and a value at once.
-    pub(super) fn file_key(&self) -> &'static str {
-        if self.key == "log" { "log.filter" } else { self.key }
+    /// The name in the environment of a file with its value; only secrets have one.
+    pub(super) fn file_variable(&self) -> Option<String> {
+        self.is_secret.then(|| format!("{}_FILE", self.variable()))
     }
 }
 

@@ -80,7 +80,7 @@ pub use self::notes::{NAMED_MAX, Note, Work};
 pub use self::offers::{Offers, Taken};
 pub use self::operate::{CancelRefused, RetryRefused};
 pub use self::order::{Place as OrderPlace, Walk as OrderWalk};
-pub use self::pool::{Config, ConnectError, Retention, check_url};
+pub use self::pool::{Config, ConnectError, Retention, URL_ALLOWED, check_url};
 pub use self::publish::{InboxWalk, PublishError, Published, PublishedDelivery, Publisher, TakenUp};
 pub use self::queue::{
     AttemptRecord, CANCELED_REASON, Claimed, Claims, Completion, Due, EXPIRED_REASON, Elsewhere, Followed, LEASE,

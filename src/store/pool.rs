@@ -13,6 +13,7 @@ use super::backlog::Limits;
 use super::connections::{Connections, Doubt};
 use super::error::Error;
 use super::vault::Encryption;
+use crate::domain::Problem;
 
 /// Which database, and how much of it this process takes.
 #[derive(Clone)]
@@ -169,9 +170,28 @@ pub(super) struct Pools {
     pub(super) session_options: PgConnectOptions,
 }
 
-/// Whether the URL is one of a database, without calling there.
-pub fn check_url(url: &str) -> Result<(), ConnectError> {
-    PgConnectOptions::from_str(url).map(|_| ()).map_err(ConnectError::Url)
+/// A database's URL as it has to be written.
+pub const URL_ALLOWED: &str = "postgres://user:password@host:port/database";
+
+/// Whether the URL is one of a database, without calling there. What is wrong is told without the URL, which may have a
+/// password in it.
+pub fn check_url(url: &str) -> Result<(), Problem> {
+    // The driver takes any scheme for its own.
+    if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
+        return Err(Problem::new(format!("is no URL of PostgreSQL; allowed is {URL_ALLOWED}")));
+    }
+    let wrong = |error: &dyn fmt::Display| {
+        let words = format!(
+            "is no URL of PostgreSQL: {error}; allowed is {URL_ALLOWED}, with special characters of user and password \
+             encoded by %"
+        );
+        Problem::new(words)
+    };
+    match PgConnectOptions::from_str(url) {
+        Ok(_) => Ok(()),
+        Err(sqlx::Error::Configuration(cause)) => Err(wrong(&cause)),
+        Err(error) => Err(wrong(&error)),
+    }
 }
 
 /// The pools and what the session is opened with: together `connections_max` connections.

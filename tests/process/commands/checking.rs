@@ -76,6 +76,9 @@ async fn files_that_settings_name_are_looked_into() {
     let (_url, url) = file("postgres://u:s3cret@127.0.0.1:1/x\n");
     let (code, shown, error) = run(&["check-config"], &[KEYS, ("DATABASE_URL_FILE", &url)]).await;
     assert!(code == Some(0) && shown.contains("DATABASE_URL_FILE") && !shown.contains("s3cret"), "{shown} {error}");
+    let (code, _, error) = run(&["check-config"], &[DATABASE, KEYS, ("DATABASE_URL_FILE", &url)]).await;
+    let both = "DATABASE_URL and DATABASE_URL_FILE are both set; leave one out";
+    assert!(code == Some(64) && error.contains(both) && !error.contains("s3cret"), "{error}");
     let (code, _, error) = run(&["check-config"], &[("DATABASE_URL_FILE", "/nowhere")]).await;
     assert!(code == Some(64) && error.contains("DATABASE_URL_FILE") && error.contains("/nowhere"), "{error}");
     let (code, _, error) = run(&["check-config", "--database-url", "mysql://s3cret@x"], &[]).await;
