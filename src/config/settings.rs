@@ -33,7 +33,7 @@ pub(crate) const SETTINGS: &[Setting] = &[
     Setting::new("limits.payload_bytes", "the largest payload of an event, 1–67,108,864"),
     Setting::new("limits.requests_per_second", "calls of one credential in a second in this replica, with as many at once after a pause; 0 for any number"),
     Setting::new("limits.streams_per_key", "open streams of one credential in this replica, 1–10,240 (all together 10,240)"),
-    Setting::new("log.filter", "a tracing filter, such as `info` or `hooklane=debug`").env("HOOKLANE_LOG"),
+    Setting::new("log.filter", "a tracing filter, such as `info` or `info,hooklane=debug`; `sqlx=warn,sqlx_core::pool=error` go with it where it would say more of these and does not name them").env("HOOKLANE_LOG"),
     Setting::new("log.format", "`text` or `json`"),
     Setting::new("metrics.event_types_max", "event types that metrics tell apart, 0–10,000; all others count as `other`"),
     Setting::new("ops.addr", "`/livez` `/readyz` `/health` `/metrics`; port 0 picks one").flag("--ops-addr"),

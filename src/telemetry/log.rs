@@ -5,6 +5,7 @@ use std::fmt;
 use std::io::IsTerminal;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _, Registry, reload};
@@ -27,8 +28,12 @@ pub enum Format {
     Json,
 }
 
-/// What is logged unless a setting says otherwise. PostgreSQL's notices tell of what exists already.
-pub(crate) const DEFAULT_FILTER: &str = "info,sqlx=warn,sqlx_core::pool=error";
+/// What is logged unless a setting says otherwise.
+pub(crate) const DEFAULT_FILTER: &str = "info";
+
+/// What goes with every filter that would say more of these: PostgreSQL's notices tell of what exists already, and what a
+/// pool waits for is told by whoever waits. A filter that names them, or what they belong to, has its own way.
+const QUIET: [(&str, LevelFilter); 2] = [("sqlx", LevelFilter::WARN), ("sqlx_core::pool", LevelFilter::ERROR)];
 
 /// What the log tells of single deliveries, in filters.
 pub(crate) const DELIVERY: &str = "hooklane::delivery";
@@ -89,20 +94,30 @@ pub enum ChangeError {
     NoLog,
 }
 
-/// Checks a filter.
+/// Checks a filter; answers it with what goes with it.
 pub(crate) fn parse_filter(text: &str) -> Result<String, String> {
     const ALLOWED: &str = "allowed is such as info, hooklane=debug or info,hooklane::engine=debug";
     // A level that is misspelt reads as the name of a module, of which nothing would be logged, nor of any other.
-    let is_level = |word: &str| !word.is_empty() && word.parse::<tracing_subscriber::filter::LevelFilter>().is_ok();
+    let is_level = |word: &str| !word.is_empty() && word.parse::<LevelFilter>().is_ok();
     let is_path = |word: &str| word == "hooklane" || word.contains("::") || word.contains('[');
     let mut directives = text.split(',');
     if let Some(word) = directives.find(|word| !word.contains('=') && !is_level(word) && !is_path(word)) {
         return Err(format!("has {word:?}, which is no level; {ALLOWED}"));
     }
     match EnvFilter::try_new(text) {
-        Ok(_) => Ok(text.to_owned()),
+        Ok(_) => Ok(with_quiet(text)),
         Err(error) => Err(format!("is not a filter ({error}); {ALLOWED}")),
     }
+}
+
+/// The filter with what of [`QUIET`] it would say more of, and does not name.
+fn with_quiet(text: &str) -> String {
+    // Without a level for all, whatever is not named stays silent.
+    let for_all = text.split(',').rev().find_map(|word| word.parse().ok()).unwrap_or(LevelFilter::OFF);
+    let targets = || text.split(',').filter_map(|directive| directive.split(['[', '=']).next());
+    let is_named = |quiet: &str| targets().any(|target| !target.is_empty() && quiet.starts_with(target));
+    let quiet = QUIET.into_iter().filter(|(target, level)| for_all > *level && !is_named(target));
+    quiet.fold(text.to_owned(), |whole, (target, level)| format!("{whole},{target}={level}"))
 }
 
 /// Checks a format's name.
@@ -175,18 +190,36 @@ mod tests {
             "info",
             "INFO",
             "off",
-            DEFAULT_FILTER,
             "hooklane=debug",
             "hooklane",
             "warn,hooklane::engine=trace",
             "hooklane::delivery",
             "info,[call{method=Publish}]=debug",
         ] {
-            assert_eq!(parse_filter(good).as_deref(), Ok(good));
+            assert!(parse_filter(good).is_ok_and(|whole| whole.starts_with(good)), "{good}");
         }
         for bad in ["debg", "", "info,,warn", "hooklane=loud", "info,verbose"] {
             let problem = parse_filter(bad).expect_err(bad);
             assert!(problem.contains("hooklane=debug"), "{problem}");
+        }
+    }
+
+    #[test]
+    fn the_database_driver_stays_quiet_unless_it_is_named() {
+        for (text, whole) in [
+            (DEFAULT_FILTER, "info,sqlx=warn,sqlx_core::pool=error"),
+            ("debug,hooklane=trace", "debug,hooklane=trace,sqlx=warn,sqlx_core::pool=error"),
+            ("debug,sqlx::query=debug", "debug,sqlx::query=debug,sqlx=warn,sqlx_core::pool=error"),
+            ("info,sqlx_core=debug", "info,sqlx_core=debug,sqlx=warn"),
+            ("info,sqlx_core::pool=info", "info,sqlx_core::pool=info,sqlx=warn"),
+            ("trace,sqlx=debug", "trace,sqlx=debug"),
+            // Nothing that the filter leaves out comes back.
+            ("off", "off"),
+            ("error", "error"),
+            ("warn", "warn,sqlx_core::pool=error"),
+            ("hooklane=debug", "hooklane=debug"),
+        ] {
+            assert_eq!(parse_filter(text).as_deref(), Ok(whole));
         }
     }
 }

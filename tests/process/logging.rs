@@ -134,7 +134,8 @@ async fn a_failed_delivery_is_logged_once_with_its_ids_and_its_attempts_when_ask
     assert!(told["endpoint"].as_str().is_some_and(|id| id.starts_with("ep_")), "{told}");
 
     let (code, said, _) = log_level(&["info,hooklane::delivery=debug"]).await;
-    assert_eq!((code, said.as_str()), (Some(0), "info,hooklane::delivery=debug\n"));
+    let whole = "info,hooklane::delivery=debug,sqlx=warn,sqlx_core::pool=error\n";
+    assert_eq!((code, said.as_str()), (Some(0), whole), "with what goes with it");
     let (delivery, _) = failing_delivery(&replica, &receiver.url()).await;
     let attempts = eventually("each attempt is logged", || async {
         Some(lines(&replica, &delivery)).filter(|lines| lines.len() == 2)
