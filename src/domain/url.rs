@@ -20,7 +20,7 @@ impl EndpointUrl {
     /// dialled.
     pub fn parse(text: &str, rules: &EgressRules) -> Result<Self, Problem> {
         if text.is_empty() {
-            return Err(Problem::new("is empty; allowed is an https URL such as https://example.com/hooks"));
+            return Err(Problem::new("is empty; allowed is a URL such as https://example.com/hooks"));
         }
         if text.len() > BYTES_MAX {
             return Err(Problem::new(format!("has {} bytes; allowed are {BYTES_MAX}", text.len())));
@@ -33,7 +33,8 @@ impl EndpointUrl {
             "https" => {}
             "http" if rules.allow_http => {}
             "http" => return Err(Problem::new("is plain http; allowed is https (egress.allow_http admits http)")),
-            _ => return Err(Problem::new("has another scheme than http or https; allowed is https")),
+            _ if rules.allow_http => return Err(Problem::new("has another scheme; allowed are https and http")),
+            _ => return Err(Problem::new("has another scheme; allowed is https")),
         }
         if url.fragment().is_some() {
             return Err(Problem::new("has a fragment (#…), which is never sent; leave it out"));
@@ -137,6 +138,9 @@ mod tests {
         };
         assert!(EndpointUrl::parse("http://127.0.0.1:8080/", &rules).is_ok());
         assert!(EndpointUrl::parse("http://10.0.0.1/", &rules).is_err());
+        let refused = |rules| EndpointUrl::parse("ftp://127.0.0.1/", rules).expect_err("no scheme for it").to_string();
+        assert!(refused(&rules).ends_with("allowed are https and http"));
+        assert!(refused(&EgressRules::default()).ends_with("allowed is https"));
         // It may be one of 127.0.0.0/8.
         assert!(EndpointUrl::parse("http://receiver:8080/", &rules).is_ok());
         assert!(EndpointUrl::parse("http://8.8.8.8:8080/", &rules).is_err());
