@@ -94,7 +94,8 @@ pub(super) const FAMILIES: &[Family] = &[
         name: "webhook_dead_letters",
         kind: Kind::Gauge,
         labels: &[],
-        help: "Dead letters on the database; every replica reports the same.",
+        help: "Dead letters on the database, read every 10 s (more rarely where that takes long); every replica reports \
+               the same.",
     },
     Family {
         name: "webhook_deliveries_total",
@@ -118,7 +119,7 @@ pub(super) const FAMILIES: &[Family] = &[
         name: "webhook_endpoints",
         kind: Kind::Gauge,
         labels: &["state"],
-        help: "Registered endpoints on the database; every replica reports the same.",
+        help: "Registered endpoints on the database, read every 10 s; every replica reports the same.",
     },
     Family {
         name: "webhook_events_total",
@@ -160,7 +161,8 @@ pub(super) const FAMILIES: &[Family] = &[
         name: "webhook_open_circuits",
         kind: Kind::Gauge,
         labels: &[],
-        help: "Endpoints on the database whose circuit is open or half open; every replica reports the same.",
+        help: "Endpoints on the database whose circuit is open or half open, read every 10 s; every replica reports the \
+               same.",
     },
     Family {
         name: "webhook_queue_oldest_seconds",
@@ -179,7 +181,7 @@ pub(super) const FAMILIES: &[Family] = &[
         name: "webhook_replicas",
         kind: Kind::Gauge,
         labels: &[],
-        help: "Replicas that run on the database; every replica reports the same.",
+        help: "Replicas that run on the database, read every 10 s; every replica reports the same.",
     },
     Family {
         name: "webhook_requests_in_flight",
