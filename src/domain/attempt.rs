@@ -42,6 +42,23 @@ stored_enum!(AttemptOutcome {
     Lost
 });
 
+impl AttemptOutcome {
+    /// As logs, metrics and traces call it: the contract's name without its prefix, in lower case.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Succeeded => "succeeded",
+            Self::HttpError => "http_error",
+            Self::Timeout => "timeout",
+            Self::DnsFailed => "dns_failed",
+            Self::ConnectFailed => "connect_failed",
+            Self::TlsFailed => "tls_failed",
+            Self::ProtocolError => "protocol_error",
+            Self::Blocked => "blocked",
+            Self::Lost => "lost",
+        }
+    }
+}
+
 /// Why an attempt was made. The discriminants are the contract's and the database's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AttemptTrigger {

@@ -20,7 +20,7 @@ macro_rules! tell {
             tenant = $event.tenant.as_str(),
             event_type = $event.event_type.as_str(),
             attempt = $claimed.attempt,
-            outcome = ?$result.outcome,
+            outcome = $result.outcome.as_str(),
             $($said)+
         )
     };

@@ -9,6 +9,7 @@ use sqlx::types::Uuid;
 use super::Store;
 use super::error::Result;
 use super::types::{PgTime, count};
+use crate::domain::attempt::AttemptOutcome;
 use crate::domain::id::{DeliveryId, EndpointId, EventId};
 use crate::domain::time::Timestamp;
 use crate::domain::trace::{TraceContext, TraceId};
@@ -81,7 +82,7 @@ impl Store {
             let span = span
                 .of_delivery(lost.event(), lost.delivery(), lost.endpoint())
                 .of_attempt(lost.delivery(), count(lost.number), &lost.event_type, url)
-                .with("webhook.attempt.outcome", "lost")
+                .with("webhook.attempt.outcome", AttemptOutcome::Lost.as_str())
                 .failed(lost.error.clone());
             let span = match &lost.replica {
                 Some(replica) => span.with("webhook.attempt.replica", replica.clone()),
@@ -125,7 +126,7 @@ impl Lost {
             tenant = self.tenant,
             event_type = self.event_type,
             attempt = self.number,
-            outcome = "Lost",
+            outcome = AttemptOutcome::Lost.as_str(),
             error = self.error,
             replica = self.replica,
             "an attempt was lost with its worker"

@@ -106,21 +106,6 @@ impl Batches {
     }
 }
 
-/// How an outcome is called as a label.
-const fn outcome_label(outcome: AttemptOutcome) -> &'static str {
-    match outcome {
-        AttemptOutcome::Succeeded => "succeeded",
-        AttemptOutcome::HttpError => "http_error",
-        AttemptOutcome::Timeout => "timeout",
-        AttemptOutcome::DnsFailed => "dns_failed",
-        AttemptOutcome::ConnectFailed => "connect_failed",
-        AttemptOutcome::TlsFailed => "tls_failed",
-        AttemptOutcome::ProtocolError => "protocol_error",
-        AttemptOutcome::Blocked => "blocked",
-        AttemptOutcome::Lost => "lost",
-    }
-}
-
 const fn state_label(state: EndpointState) -> &'static str {
     match state {
         EndpointState::Active => "active",
@@ -155,7 +140,7 @@ impl Metrics {
             },
             attempts: AttemptOutcome::EVERY
                 .iter()
-                .map(|outcome| attempts.with_label_values(&[outcome_label(*outcome)]))
+                .map(|outcome| attempts.with_label_values(&[outcome.as_str()]))
                 .collect(),
             delivery_duration: make.histogram("webhook_delivery_duration_seconds")?,
             end_to_end: make.histogram("webhook_end_to_end_seconds")?,
@@ -356,7 +341,7 @@ mod tests {
         }
         let text = metrics.to_text();
         for (place, outcome) in AttemptOutcome::EVERY.iter().copied().enumerate() {
-            let line = format!("webhook_attempts_total{{outcome=\"{}\"}} {}", outcome_label(outcome), place + 1);
+            let line = format!("webhook_attempts_total{{outcome=\"{}\"}} {}", outcome.as_str(), place + 1);
             assert!(text.lines().any(|one| one == line), "{line}\n{text}");
         }
         for state in EndpointState::EVERY.iter().copied() {

@@ -126,6 +126,7 @@ async fn a_failed_delivery_is_logged_once_with_its_ids_and_its_attempts_when_ask
         ("event_type", "order.created"),
         ("tenant", "default"),
         ("trace_id", trace_id.as_str()),
+        ("outcome", "http_error"),
         ("reason", "HTTP 500: Internal Server Error"),
     ] {
         assert_eq!(told[field], expected, "{field} of {told}");
@@ -242,7 +243,7 @@ async fn an_attempt_that_was_lost_with_its_worker_is_logged_by_who_finds_it() {
     for (field, expected) in [
         ("level", "DEBUG"),
         ("message", "an attempt was lost with its worker"),
-        ("outcome", "Lost"),
+        ("outcome", "lost"),
         ("trace_id", TRACE_ID),
         ("replica", name.as_str()),
     ] {

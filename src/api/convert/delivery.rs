@@ -199,6 +199,14 @@ mod tests {
     use crate::domain::fields::Tenant;
     use crate::domain::time::Timestamp;
 
+    #[test]
+    fn outcomes_have_the_contracts_names_in_logs_and_metrics() {
+        for outcome in AttemptOutcome::EVERY.iter().copied() {
+            let known = proto::AttemptOutcome::try_from(i32::from(outcome.number())).expect("one of the contract's");
+            assert_eq!(format!("ATTEMPT_OUTCOME_{}", outcome.as_str().to_uppercase()), known.as_str_name());
+        }
+    }
+
     fn row(state: DeliveryState) -> DeliveryRow {
         let uuid = uuid::Uuid::from_u128(0x0189_0a5d_ac96_774b_bcce_b302_099a_8057);
         DeliveryRow {
