@@ -9,6 +9,7 @@ use zeroize::Zeroizing;
 use super::Failure;
 use super::database::{Where, failed};
 use super::serve::connect_failure;
+use super::show::counted;
 use crate::config::Config;
 use crate::domain::keyring::Keyring;
 use crate::store::{KeyUse, Pass, Rewrap};
@@ -118,7 +119,7 @@ async fn rotate(place: Where) -> Result<(), Failure> {
         let progress = |so_far: u64| {
             if told.elapsed() >= TOLD_EVERY {
                 told = Instant::now();
-                super::note(&format!("{} values so far", rewrapped + so_far));
+                super::note(&format!("{} so far", counted(rewrapped + so_far, "value", "values")));
             }
         };
         let pass = secrets.pass(progress).await.map_err(failed)?;
@@ -132,8 +133,9 @@ async fn rotate(place: Where) -> Result<(), Failure> {
         }
     }
     Err(Failure::try_again(format!(
-        "{rewrapped} values were re-wrapped, and replicas still write with another key: see that this one is the first of \
-         encryption.keys everywhere, and try again"
+        "{} re-wrapped, and replicas still write with another key: see that this one is the first of encryption.keys \
+         everywhere, and try again",
+        counted(rewrapped, "value was", "values were")
     )))
 }
 
@@ -144,7 +146,7 @@ async fn finished(secrets: &Rewrap, config: &Config, rewrapped: u64) -> Result<(
         Some(keys) => format!("everything is sealed with {}", keys.sealing_key()),
         None => "nothing is sealed".to_owned(),
     };
-    super::say(&format!("{how}; {rewrapped} values re-wrapped"))?;
+    super::say(&format!("{how}; {} re-wrapped", counted(rewrapped, "value", "values")))?;
     if !gone.is_empty() {
         let gone = gone.join(", ");
         super::note(&format!("not needed any more: {gone}, once no replica has it as the first of encryption.keys"));
@@ -155,8 +157,9 @@ async fn finished(secrets: &Rewrap, config: &Config, rewrapped: u64) -> Result<(
 fn unreadable(pass: &Pass, rewrapped: u64) -> Failure {
     let lines = pass.unreadable.iter().take(NAMED_MAX).map(|(endpoint, why)| format!("\n  {endpoint}: {why}"));
     Failure::other(format!(
-        "{rewrapped} values were re-wrapped; of {} endpoints something does not open:{}",
-        pass.unreadable.len(),
+        "{} re-wrapped; of {} something does not open:{}",
+        counted(rewrapped, "value was", "values were"),
+        counted(pass.unreadable.len() as u64, "endpoint", "endpoints"),
         lines.collect::<String>()
     ))
 }

@@ -3,6 +3,7 @@
 use super::Failure;
 use super::database::{Where, failed};
 use super::serve::connect_failure;
+use super::show::counted;
 use crate::domain::Problem;
 use crate::domain::fields::Tenant;
 use crate::store::{Erased, Erasure};
@@ -59,16 +60,20 @@ async fn erase(args: EraseArgs) -> Result<(), Failure> {
     let config = args.place.settings()?;
     let erasure = Erasure::open(&config.store, args.tenant.clone()).await.map_err(|error| connect_failure(&error))?;
     let closed = erasure.close().await.map_err(failed)?;
-    super::note(&format!("{}: {} keys and {} endpoints are closed", args.tenant, closed.keys, closed.endpoints));
+    let (keys, endpoints) = (counted(closed.keys, "key", "keys"), counted(closed.endpoints, "endpoint", "endpoints"));
+    super::note(&format!("{}: {keys} and {endpoints} closed", args.tenant));
     let mut rows = closed.keys;
     for round in 1..=ROUNDS_MAX {
-        let erased: Erased =
-            erasure.round(|table, rows| super::note(&format!("{table}: {rows} rows"))).await.map_err(failed)?;
+        let erased: Erased = erasure
+            .round(|table, rows| super::note(&format!("{table}: {}", counted(rows, "row", "rows"))))
+            .await
+            .map_err(failed)?;
         rows += erased.rows();
         if erased.rows() == 0 {
-            return super::say(&format!("the tenant {} is erased: {rows} rows", args.tenant));
+            return super::say(&format!("the tenant {} is erased: {}", args.tenant, counted(rows, "row", "rows")));
         }
-        super::note(&format!("round {round} removed {} rows; looking again for what was under way", erased.rows()));
+        let removed = counted(erased.rows(), "row", "rows");
+        super::note(&format!("round {round} removed {removed}; looking again for what was under way"));
         if !erasure.settle(&erased).await.map_err(failed)? {
             return Err(Failure::try_again(
                 "a transaction that began before does not end, and may bring something of the tenant; start it again then",

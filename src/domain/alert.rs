@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 pub use self::telling::{Alert, FailedDelivery};
+use super::counted;
 use super::endpoint::stored_enum;
 use super::id::EndpointId;
 
@@ -188,7 +189,7 @@ impl AlertRules {
     /// ENDPOINT_FAILING after that many failures in a row, if they reach a threshold.
     pub fn failing(&self, endpoint: EndpointId, failures: u32) -> Option<Finding> {
         let level = self.failing.iter().copied().rfind(|threshold| *threshold <= failures)?;
-        let message = format!("{failures} attempts in a row failed");
+        let message = format!("{} in a row failed", counted(failures, "attempt", "attempts"));
         let details = json!({ "consecutive_failures": failures, "threshold": level });
         let finding = Finding::new(endpoint, AlertKind::EndpointFailing, message, details);
         Some(Finding { level, ..finding })
@@ -217,7 +218,8 @@ impl AlertRules {
         let mut findings = Vec::new();
         let Counts { attempts, failed_attempts, failed_deliveries, filter_errors } = *counts;
         if attempts >= self.failure_rate_attempts && failure_rate(counts) >= self.failure_rate {
-            let message = format!("{failed_attempts} of {attempts} attempts in {window} s failed");
+            let message =
+                format!("{failed_attempts} of {} in {window} s failed", counted(attempts, "attempt", "attempts"));
             let details = json!({
                 "attempts": attempts, "failed_attempts": failed_attempts, "failure_rate": rounded(failure_rate(counts)),
                 "window_seconds": window,
@@ -225,13 +227,15 @@ impl AlertRules {
             findings.push(Finding::new(endpoint, AlertKind::FailureRateHigh, message, details));
         }
         if failed_deliveries >= self.dead_letters {
-            let message = format!("{failed_deliveries} deliveries failed for good in {window} s");
+            let deliveries = counted(failed_deliveries, "delivery", "deliveries");
+            let message = format!("{deliveries} failed for good in {window} s");
             let details = json!({ "failed_deliveries": failed_deliveries, "window_seconds": window });
             findings.push(Finding::new(endpoint, AlertKind::DeadLettersGrowing, message, details));
         }
         if filter_errors > 0 {
-            let message =
-                format!("the filter failed on {filter_errors} events in {window} s: they counted as no match");
+            let (events, they) =
+                (counted(filter_errors, "event", "events"), if filter_errors == 1 { "it" } else { "they" });
+            let message = format!("the filter failed on {events} in {window} s: {they} counted as no match");
             let details = json!({ "filter_errors": filter_errors, "window_seconds": window });
             findings.push(Finding::new(endpoint, AlertKind::FilterError, message, details));
         }
@@ -244,7 +248,8 @@ impl AlertRules {
             return None;
         }
         let age = oldest_due_age.as_secs();
-        let message = format!("{outstanding} deliveries are outstanding, the oldest due one for {age} s");
+        let outstanding_words = counted(outstanding, "delivery is", "deliveries are");
+        let message = format!("{outstanding_words} outstanding, the oldest due one for {age} s");
         let details = json!({ "outstanding": outstanding, "oldest_due_age_seconds": age });
         Some(Finding::new(endpoint, AlertKind::QueueBacklog, message, details))
     }
@@ -331,6 +336,24 @@ mod tests {
             rules.is_over(AlertKind::QueueBacklog, &Figures { outstanding, oldest_due_age, ..Figures::default() })
         };
         assert!(is_over(4_999, 449) && !is_over(5_000, 0) && !is_over(0, 450));
+    }
+
+    #[test]
+    fn one_of_a_kind_is_not_called_many() {
+        let rules = AlertRules { dead_letters: 1, failure_rate_attempts: 1, failing: vec![1], ..AlertRules::default() };
+        let counts = Counts { attempts: 1, failed_attempts: 1, failed_deliveries: 1, filter_errors: 1 };
+        let found = rules.by_counts(endpoint(), &counts).into_iter();
+        let found =
+            found.chain(rules.failing(endpoint(), 1)).chain(rules.backlog(endpoint(), 1, Duration::from_secs(900)));
+        let messages: Vec<_> = found.map(|finding| finding.message).collect();
+        let expected = [
+            "1 of 1 attempt in 600 s failed",
+            "1 delivery failed for good in 600 s",
+            "the filter failed on 1 event in 600 s: it counted as no match",
+            "1 attempt in a row failed",
+            "1 delivery is outstanding, the oldest due one for 900 s",
+        ];
+        assert_eq!(messages, expected);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::Problem;
+use super::{Problem, counted};
 
 /// Who owns an endpoint or event: 1–64 characters of `[a-zA-Z0-9._-]`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -72,8 +72,8 @@ pub fn parse_map(entries: impl IntoIterator<Item = (String, String)>) -> Result<
     let bytes: usize = map.iter().map(|(name, value)| name.len() + value.len()).sum();
     if map.len() > ENTRIES_MAX || bytes > BYTES_MAX {
         return Err(Problem::new(format!(
-            "has {} entries of {bytes} bytes together; allowed are {ENTRIES_MAX} entries and {BYTES_MAX} bytes",
-            map.len()
+            "has {} of {bytes} bytes together; allowed are {ENTRIES_MAX} entries and {BYTES_MAX} bytes",
+            counted(map.len(), "entry", "entries")
         )));
     }
     if map.contains_key("") {

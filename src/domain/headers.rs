@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 
-use super::Problem;
 use super::fields::is_token;
+use super::{Problem, counted};
 
 /// Names as the owner wrote them, and values, which are secrets: `Debug` shows none.
 #[derive(Clone, PartialEq, Eq, Default)]
@@ -39,9 +39,9 @@ impl OwnHeaders {
         let headers: BTreeMap<String, String> = entries.into_iter().collect();
         let bytes: usize = headers.iter().map(|(name, value)| name.len() + value.len()).sum();
         if headers.len() > ENTRIES_MAX || bytes > BYTES_MAX {
-            let count = headers.len();
+            let count = counted(headers.len(), "header", "headers");
             return Err(Problem::new(format!(
-                "has {count} headers of {bytes} bytes together; allowed are {ENTRIES_MAX} headers and {BYTES_MAX} bytes"
+                "has {count} of {bytes} bytes together; allowed are {ENTRIES_MAX} headers and {BYTES_MAX} bytes"
             )));
         }
         let mut names = HashSet::with_capacity(headers.len());

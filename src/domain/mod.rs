@@ -37,6 +37,12 @@ pub mod verification;
 use std::borrow::Cow;
 use std::fmt;
 
+/// So many things in words: `1 retry`, `2 retries`.
+pub fn counted<N: fmt::Display + PartialEq + From<u8>>(number: N, one: &str, many: &str) -> String {
+    let things = if number == N::from(1) { one } else { many };
+    format!("{number} {things}")
+}
+
 /// What is wrong with a value and what is allowed, as a clause that follows the field's name:
 /// `is empty; allowed are 1 to 64 characters of [a-zA-Z0-9._-]`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

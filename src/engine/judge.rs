@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::Shared;
 use super::roster::Prepared;
 use crate::domain::attempt::AttemptResult;
+use crate::domain::counted;
 use crate::domain::id::EndpointId;
 use crate::domain::time::Timestamp;
 use crate::store::{self, Claimed, Failing};
@@ -105,5 +106,8 @@ fn disabled_reason(prepared: &Prepared, is_gone: bool, failing: Option<&Failing>
     }
     let Failing { consecutive_failures, since, .. } = failing?;
     let is_met = prepared.disable_policy.disables(*consecutive_failures, now.since(*since));
-    is_met.then(|| format!("{consecutive_failures} attempts in a row failed, the first at {since}"))
+    is_met.then(|| {
+        let attempts = counted(*consecutive_failures, "attempt", "attempts");
+        format!("{attempts} in a row failed, the first at {since}")
+    })
 }

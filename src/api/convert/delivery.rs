@@ -6,6 +6,7 @@ use super::time::{to_duration, to_timestamp};
 use crate::api::convert;
 use crate::api::proto;
 use crate::domain::attempt::{Attempt, AttemptOutcome};
+use crate::domain::counted;
 use crate::domain::delivery::DeliveryState;
 use crate::store::{DeliveryRecord, DeliveryRow, HeldUp, TimelineEvent, Waits};
 
@@ -185,7 +186,7 @@ fn held_up_words(held_up: Option<&HeldUp>) -> String {
         Some(HeldUp::CircuitOpen(until)) => format!(": the endpoint's circuit is open until {until}"),
         Some(HeldUp::Probe) => ": a probe shows whether the endpoint is back".to_owned(),
         Some(HeldUp::RateLimit(per_second)) => {
-            format!(": the endpoint's rate limit admits {per_second} requests a second")
+            format!(": the endpoint's rate limit admits {} a second", counted(*per_second, "request", "requests"))
         }
     }
 }

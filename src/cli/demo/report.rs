@@ -6,6 +6,7 @@ use super::tally::{Progress, Tally};
 use super::{Client, refused};
 use crate::api::proto::{Attempt, Delivery, GetDeliveryRequest};
 use crate::cli::Failure;
+use crate::cli::show::counted;
 
 /// A row for each endpoint.
 pub(super) fn summary(recipients: &[Recipient], tally: &Tally, screen: &Screen) -> Result<(), Failure> {
@@ -35,12 +36,12 @@ pub(super) async fn history(progress: &Progress, client: &mut Client, screen: &S
     let delivery = response.delivery.unwrap_or_default();
     let state = delivery.state().as_str_name().trim_start_matches("DELIVERY_STATE_");
     screen.line(&format!(
-        "{}  {} for {}, {} after {} attempts",
+        "{}  {} for {}, {} after {}",
         delivery.id,
         delivery.event_type,
         screen.paint(Paint::Name, progress.recipient_name),
         screen.paint(Paint::Good, state),
-        delivery.attempt_count,
+        counted(delivery.attempt_count.into(), "attempt", "attempts"),
     ))?;
     screen.line(&screen.paint(Paint::Dim, "attempt    sent at      took  status  response body"))?;
     for attempt in &delivery.attempts {

@@ -94,8 +94,8 @@ impl Tally {
                 let Progress { id, event_type, recipient_name, attempts, arrivals, verified, .. } = progress;
                 let state = progress.state.as_str_name().trim_start_matches("DELIVERY_STATE_");
                 format!(
-                    "\n  {id} ({event_type} to {recipient_name}) is {state}: {attempts} attempts ended, \
-                     {arrivals} requests arrived, {verified} signatures were right"
+                    "\n  {id} ({event_type} to {recipient_name}) is {state}: attempts ended: {attempts}, requests \
+                     arrived: {arrivals}, signatures right: {verified}"
                 )
             })
             .collect();
@@ -128,7 +128,10 @@ mod tests {
         }
         assert!(!tally.is_settled(), "no request has been seen yet");
         let missing = tally.missing().unwrap();
-        assert!(missing.contains("dlv_1") && missing.contains("to flaky) is SUCCEEDED: 2 attempts"), "{missing}");
+        assert!(
+            missing.contains("dlv_1") && missing.contains("to flaky) is SUCCEEDED: attempts ended: 2,"),
+            "{missing}"
+        );
 
         let progress = tally.deliveries.get_mut("dlv_1").unwrap();
         (progress.arrivals, progress.verified) = (2, 2);

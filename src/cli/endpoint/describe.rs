@@ -1,7 +1,7 @@
 //! An endpoint in words.
 
 use crate::api::proto::{CircuitState, Endpoint, EndpointState, RetryPolicy, retry_policy::Backoff};
-use crate::cli::show::{Cell, Fields, Paint, count, option, span, time, word};
+use crate::cli::show::{Cell, Fields, Paint, counted, option, span, time, word};
 
 /// Its line in the list.
 pub(super) fn row(endpoint: &Endpoint) -> Vec<Cell> {
@@ -81,7 +81,7 @@ fn circuit(endpoint: &Endpoint) -> Cell {
 fn health(endpoint: &Endpoint) -> String {
     match endpoint.consecutive_failures {
         0 => format!("{:.2}", endpoint.health_score),
-        failures => format!("{:.2}, {} failures in a row", endpoint.health_score, count(failures.into())),
+        failures => format!("{:.2}, {}", endpoint.health_score, failed_in_a_row(failures)),
     }
 }
 
@@ -92,7 +92,7 @@ fn event_types(endpoint: &Endpoint) -> String {
 fn filter(endpoint: &Endpoint) -> String {
     match endpoint.filter_error_count {
         0 => endpoint.filter.clone(),
-        errors => format!("{}; it failed on {} events", endpoint.filter, count(errors)),
+        errors => format!("{}; it failed on {}", endpoint.filter, counted(errors, "event", "events")),
     }
 }
 
@@ -114,16 +114,24 @@ fn retries(policy: &RetryPolicy) -> String {
         Some(Backoff::Exponential(backoff)) => {
             let mut words = Vec::new();
             words.extend(backoff.initial_delay.as_ref().map(|delay| span(Some(delay))));
-            words.extend(backoff.multiplier.map(|number| format!("then {number} times longer")));
+            words.extend(backoff.multiplier.map(longer));
             words.extend(backoff.max_delay.as_ref().map(|delay| format!("up to {}", span(Some(delay)))));
             parts.push(words.join(", "));
         }
         None => {}
     }
     parts.extend(policy.jitter.map(|share| format!("±{:.0} %", share * 100.0)));
-    parts.extend(policy.max_retries.map(|number| format!("{number} retries")));
+    parts.extend(policy.max_retries.map(|number| counted(number.into(), "retry", "retries")));
     parts.retain(|part| !part.is_empty());
     parts.join("; ")
+}
+
+fn longer(multiplier: f64) -> String {
+    if multiplier == 1.0 { "each time".to_owned() } else { format!("then {multiplier} times longer") }
+}
+
+fn failed_in_a_row(failures: u32) -> String {
+    format!("{} in a row", counted(failures.into(), "failure", "failures"))
 }
 
 fn breaker(endpoint: &Endpoint) -> String {
@@ -131,7 +139,8 @@ fn breaker(endpoint: &Endpoint) -> String {
     match breaker.failure_threshold {
         Some(0) => "off".to_owned(),
         threshold => {
-            let after = threshold.map(|number| format!("opens after {number} failures"));
+            let after =
+                threshold.map(|number| format!("opens after {}", counted(number.into(), "failure", "failures")));
             let open = breaker.open_duration.as_ref().map(|delay| format!("for {}", span(Some(delay))));
             let max = breaker.max_open_duration.as_ref().map(|delay| format!("then up to {}", span(Some(delay))));
             after.into_iter().chain(open).chain(max).collect::<Vec<_>>().join(", ")
@@ -144,7 +153,7 @@ fn disable_policy(endpoint: &Endpoint) -> String {
     match policy.consecutive_failures {
         Some(0) => "never".to_owned(),
         failures => {
-            let count = failures.map(|number| format!("{number} failures in a row"));
+            let count = failures.map(failed_in_a_row);
             let span = policy.failing_for.as_ref().map(|long| format!("over {}", span(Some(long))));
             count.into_iter().chain(span).collect::<Vec<_>>().join(", ")
         }
@@ -194,5 +203,8 @@ mod tests {
             vec![prost_types::Duration { seconds: 60, nanos: 0 }, prost_types::Duration { seconds: 300, nanos: 0 }];
         let policy = RetryPolicy { backoff: Some(Backoff::Schedule(BackoffSchedule { delays })), ..policy };
         assert_eq!(retries(&policy), "60 s, 5 min; ±30 %; 5 retries");
+        let once = ExponentialBackoff { initial_delay: seconds(1), multiplier: Some(1.0), max_delay: None };
+        let policy = RetryPolicy { backoff: Some(Backoff::Exponential(once)), jitter: None, max_retries: Some(1) };
+        assert_eq!(retries(&policy), "1 s, each time; 1 retry");
     }
 }

@@ -12,6 +12,7 @@ use http::HeaderMap;
 use serde::Serialize;
 
 use super::{Received, Verdict};
+use crate::cli::show::counted;
 
 /// How much of a body a line shows, in characters.
 const PREVIEW_CHARS: usize = 120;
@@ -99,7 +100,7 @@ fn preview(received: &Received) -> String {
     match str::from_utf8(&received.body) {
         _ if received.oversized => "(over 16 MiB, not read)".to_owned(),
         Ok("") => "(no body)".to_owned(),
-        Err(_) => format!("(binary, {bytes} bytes)"),
+        Err(_) => format!("(binary, {})", counted(bytes as u64, "byte", "bytes")),
         Ok(text) => match text.char_indices().nth(PREVIEW_CHARS) {
             Some((cut, _)) => format!("{}… ({bytes} bytes)", visible(&text[..cut])),
             None => visible(text),

@@ -9,4 +9,4 @@ mod words;
 
 pub(super) use self::paint::{Paint, Palette};
 pub(super) use self::table::{Cell, Column, Fields, Table};
-pub(super) use self::words::{count, instant, option, share, short, span, time, time_of_day, visible, word};
+pub(super) use self::words::{count, counted, instant, option, share, short, span, time, time_of_day, visible, word};

@@ -77,6 +77,11 @@ pub(in crate::cli) fn count(number: u64) -> String {
     text
 }
 
+/// `1 row`, `12,345 rows`.
+pub(in crate::cli) fn counted(number: u64, one: &str, many: &str) -> String {
+    format!("{} {}", count(number), if number == 1 { one } else { many })
+}
+
 /// `99.5 %`. What is not whole is never shown as if it were.
 pub(in crate::cli) fn share(share: f64) -> String {
     let percent = share * 100.0;
@@ -137,6 +142,8 @@ mod tests {
     #[test]
     fn counts_are_grouped_and_shares_are_never_rounded_to_all_or_nothing() {
         assert_eq!([0, 999, 1_000, 1_234_567].map(count), ["0", "999", "1,000", "1,234,567"]);
+        let rows = [0, 1, 2_000].map(|number| counted(number, "row", "rows"));
+        assert_eq!(rows, ["0 rows", "1 row", "2,000 rows"]);
         assert_eq!([0.0, 0.000_1, 0.5, 0.999_9, 1.0].map(share), ["0.0 %", "0.1 %", "50.0 %", "99.9 %", "100.0 %"]);
     }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::model::{Count, Lane, Model, Sort};
 use crate::api::proto::{CircuitState, DeliveryEvent, DeliveryEventKind, EndpointState, Quantiles};
-use crate::cli::show::{Paint, Palette, count, share, short, span, time_of_day, visible, word};
+use crate::cli::show::{Paint, Palette, count, counted, share, short, span, time_of_day, visible, word};
 
 /// A line of pieces, each in one colour.
 #[derive(Debug, Default, Clone)]
@@ -89,7 +89,7 @@ fn head(model: &Model, now: Duration) -> Vec<Line> {
     let oldest = stats.oldest_due_age.as_ref();
     queue.add(None, oldest.map_or_else(String::new, |age| format!("   oldest due {} ago", span(Some(age)))));
     let dead = if stats.dead_letters > 0 { Some(Paint::Bad) } else { None };
-    queue.add(dead, format!("   {} dead letters", count(stats.dead_letters)));
+    queue.add(dead, format!("   {}", counted(stats.dead_letters, "dead letter", "dead letters")));
     lines.push(queue);
     lines.push(rates(model, model.rate(now)));
     let mut settled = Line::default();

@@ -9,6 +9,7 @@ use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::super::Failure;
+use super::super::show::counted;
 
 /// What is verified.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -85,7 +86,10 @@ fn dump(bytes: &[u8]) -> Result<Captured, String> {
     }
     if let Some(length) = captured.content_length() {
         if rest.len() < length {
-            return Err(format!("is cut off: {} bytes of body, and content-length says {length}", rest.len()));
+            return Err(format!(
+                "is cut off: {} of body, and content-length says {length}",
+                counted(rest.len() as u64, "byte", "bytes")
+            ));
         }
         // Whatever wrote the file may have ended it with a newline.
         captured.body.truncate(length);

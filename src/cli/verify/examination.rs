@@ -1,6 +1,7 @@
 //! What is found out about a captured request, in words: how it is signed, by whom and when, and what is wrong with it.
 
 use super::captured::Captured;
+use crate::cli::show::counted;
 use crate::domain::endpoint::SignatureScheme;
 use crate::domain::signature::{SIGNATURE_HEADER, STANDARD_SIGNATURE_HEADER};
 use crate::domain::verification::{Presented, Rejected, Verifier, schemes_of};
@@ -105,7 +106,8 @@ fn mismatch(captured: &Captured, verifiers: &[Verifier], scheme: SignatureScheme
     }
     let length = captured.body.len();
     if let Some(said) = captured.content_length().filter(|said| *said != length) {
-        return format!("the body is not the one that was sent: it has {length} bytes, and content-length says {said}");
+        let bytes = counted(length as u64, "byte", "bytes");
+        return format!("the body is not the one that was sent: it has {bytes}, and content-length says {said}");
     }
     "no secret made a signature over this body: the secret is another one (of another endpoint, or one whose overlap has \
      ended), or the body is not byte for byte what was sent (parsed and written again, for one)"
