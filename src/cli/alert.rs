@@ -1,6 +1,6 @@
 //! `hooklane alert`: lists and acknowledges alerts.
 
-use super::client::{Client, ConnectionArgs, refused, to_json};
+use super::client::{CallArgs, Client, refused_as, to_json};
 use super::each::each;
 use super::flags;
 use super::pages::PageArgs;
@@ -14,10 +14,7 @@ pub struct Args {
     #[command(subcommand)]
     command: Command,
     #[command(flatten)]
-    connection: ConnectionArgs,
-    /// Print the service's messages as JSON, one a line
-    #[arg(long, global = true)]
-    json: bool,
+    call: CallArgs,
 }
 
 #[derive(Debug, Clone, clap::Subcommand)]
@@ -71,10 +68,10 @@ fn kind() -> impl clap::builder::TypedValueParser<Value = AlertKind> {
 
 /// Does what is asked.
 pub async fn run(args: Args) -> Result<(), Failure> {
-    let client = args.connection.connect().await?;
+    let client = args.call.connection.connect().await?;
     match args.command {
-        Command::List(list_args) => list(client, list_args, args.json).await,
-        Command::Ack(ack_args) => acknowledge(client, ack_args.ids, args.json).await,
+        Command::List(list_args) => list(client, list_args, args.call.json).await,
+        Command::Ack(ack_args) => acknowledge(client, ack_args.ids, args.call.json).await,
     }
 }
 
@@ -98,7 +95,7 @@ async fn list(mut client: Client, args: ListArgs, json: bool) -> Result<(), Fail
             page_size,
             page_token,
         };
-        let page = client.list_alerts(request).await.map_err(refused("ListAlerts"))?.into_inner();
+        let page = client.list_alerts(request).await.map_err(refused_as("ListAlerts", flags::FILTERS))?.into_inner();
         pages.show(&page.alerts, page.next_page_token, row)?;
     }
     Ok(())
@@ -132,7 +129,7 @@ fn seen_by(alert: &Alert) -> &str {
 async fn acknowledge(mut client: Client, ids: Vec<String>, json: bool) -> Result<(), Failure> {
     each(ids, async |alert_id| {
         let request = AcknowledgeAlertRequest { alert_id };
-        let answer = client.acknowledge_alert(request).await.map_err(refused("AcknowledgeAlert"))?;
+        let answer = client.acknowledge_alert(request).await.map_err(refused_as("AcknowledgeAlert", flags::ID))?;
         let alert = answer.into_inner().alert;
         let alert = alert.ok_or_else(|| Failure::internal("the service answered without the alert"))?;
         match json {

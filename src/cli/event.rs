@@ -1,9 +1,9 @@
 //! `hooklane event`: shows what was published, and what became of it.
 
-use super::client::{ConnectionArgs, refused, to_json};
+use super::client::{CallArgs, refused_as, to_json};
 use super::delivery::{add_event, deliveries, row};
 use super::show::{Fields, option};
-use super::{Failure, say};
+use super::{Failure, flags, say};
 use crate::api::proto::GetEventRequest;
 
 /// Show an event and its deliveries
@@ -12,10 +12,7 @@ pub struct Args {
     #[command(subcommand)]
     command: Command,
     #[command(flatten)]
-    connection: ConnectionArgs,
-    /// Print the service's answer as JSON
-    #[arg(long, global = true)]
-    json: bool,
+    call: CallArgs,
 }
 
 #[derive(Debug, Clone, clap::Subcommand)]
@@ -35,10 +32,14 @@ struct ShowArgs {
 
 /// Does what is asked.
 pub async fn run(args: Args) -> Result<(), Failure> {
-    let mut client = args.connection.connect().await?;
+    let mut client = args.call.connection.connect().await?;
     let Command::Show(ShowArgs { id, full }) = args.command;
-    let answer = client.get_event(GetEventRequest { event_id: id }).await.map_err(refused("GetEvent"))?.into_inner();
-    if args.json {
+    let answer = client
+        .get_event(GetEventRequest { event_id: id })
+        .await
+        .map_err(refused_as("GetEvent", flags::ID))?
+        .into_inner();
+    if args.call.json {
         return say(&to_json(&answer)?);
     }
     let event = answer.event.ok_or_else(|| Failure::internal("the service answered without the event"))?;

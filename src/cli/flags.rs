@@ -5,9 +5,33 @@ use std::path::Path;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
-use super::client::from_json;
+use super::client::{Typed, from_json};
 use super::{Failure, parse_duration};
 use crate::config::parse_span;
+
+/// What lists, streams and figures are narrowed by.
+pub(super) const FILTERS: Typed = &[
+    ("tenant", "--tenant"),
+    ("endpoint_id", "--endpoint"),
+    ("endpoint_ids", "--endpoint"),
+    ("event_id", "--event"),
+    ("event_type", "--event-type"),
+    ("event_types", "--event-type"),
+    ("delivery_id", "--delivery"),
+    ("states", "--state"),
+    ("kinds", "--kind"),
+    ("labels", "--label"),
+    ("create_after", "--since"),
+    ("create_before", "--until"),
+    ("dead_after", "--since"),
+    ("dead_before", "--until"),
+    ("start_time", "--since"),
+    ("window", "--window"),
+];
+
+/// The one thing that a command is about.
+pub(super) const ID: Typed =
+    &[("event_id", "ID"), ("delivery_id", "ID"), ("endpoint_id", "ID"), ("endpoint.id", "ID"), ("alert_id", "ID")];
 
 /// A time in RFC 3339, or a span before now: `90m`, `7d`.
 pub(super) fn past(text: &str) -> Result<prost_types::Timestamp, String> {

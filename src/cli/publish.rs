@@ -2,15 +2,15 @@
 
 use std::path::Path;
 
-use super::client::{ConnectionArgs, refused, to_json};
+use super::client::{CallArgs, Typed, refused_as, to_json};
 use super::show::{Cell, Column, Table, visible};
 use super::{Failure, flags, note, say};
 use crate::api::proto::{Priority, PublishRequest, PublishResponse, publish_request::Body};
 
 const EXAMPLES: &str = "\
 Examples:
-  hooklane publish order.created '{\"order\": 1001}' --idempotency-key order-1001-created
-  hooklane publish report.ready @report.json --endpoint ep_01h455vb4pex5vsknk084sn02q
+  hooklane publish order.created '{\"order\": 1001}' --idempotency-key o-1001
+  hooklane publish report.ready @report.json --endpoint ep_…
   echo '{\"n\": 1}' | hooklane publish job.done - --deliver 10m --priority low";
 
 /// Publish an event
@@ -54,11 +54,22 @@ pub struct Args {
     #[arg(long = "metadata", value_name = "PAIR", value_parser = flags::pair)]
     metadata: Vec<(String, String)>,
     #[command(flatten)]
-    connection: ConnectionArgs,
-    /// Print the service's answer as JSON
-    #[arg(long)]
-    json: bool,
+    call: CallArgs,
 }
+
+pub(super) const TYPED: Typed = &[
+    ("event_type", "TYPE"),
+    ("payload", "DATA"),
+    ("tenant", "--tenant"),
+    ("content_type", "--content-type"),
+    ("idempotency_key", "--idempotency-key"),
+    ("endpoint_ids", "--endpoint"),
+    ("priority", "--priority"),
+    ("ordering_key", "--ordering-key"),
+    ("deliver_time", "--deliver"),
+    ("expire_time", "--expire"),
+    ("metadata", "--metadata"),
+];
 
 fn priority() -> impl clap::builder::TypedValueParser<Value = Priority> {
     flags::one_of("PRIORITY", &["high", "normal", "low"], Priority::from_str_name)
@@ -97,9 +108,9 @@ pub(super) fn data(text: &str) -> Result<Vec<u8>, Failure> {
 /// Publishes.
 pub async fn run(args: Args) -> Result<(), Failure> {
     let request = args.request()?;
-    let mut client = args.connection.connect().await?;
-    let answer = client.publish(request).await.map_err(refused("Publish"))?.into_inner();
-    if args.json { say(&to_json(&answer)?) } else { print(&answer) }
+    let mut client = args.call.connection.connect().await?;
+    let answer = client.publish(request).await.map_err(refused_as("Publish", TYPED))?.into_inner();
+    if args.call.json { say(&to_json(&answer)?) } else { print(&answer) }
 }
 
 fn print(answer: &PublishResponse) -> Result<(), Failure> {

@@ -1,6 +1,6 @@
 //! `hooklane stats`: the figures of a tenant over a window.
 
-use super::client::{ConnectionArgs, refused, to_json};
+use super::client::{CallArgs, refused_as, to_json};
 use super::show::{Cell, Column, Fields, Paint, Table, count, share, span};
 use super::{Failure, flags, say};
 use crate::api::proto::{EndpointStats, GetStatsRequest, GetStatsResponse, Quantiles};
@@ -16,18 +16,15 @@ pub struct Args {
     #[arg(long, value_name = "SPAN", default_value = "1h", value_parser = flags::span)]
     window: prost_types::Duration,
     #[command(flatten)]
-    connection: ConnectionArgs,
-    /// Print the service's answer as JSON
-    #[arg(long)]
-    json: bool,
+    call: CallArgs,
 }
 
 /// Asks once.
 pub async fn run(args: Args) -> Result<(), Failure> {
-    let mut client = args.connection.connect().await?;
+    let mut client = args.call.connection.connect().await?;
     let request = GetStatsRequest { tenant: args.tenant, window: Some(args.window) };
-    let stats = client.get_stats(request).await.map_err(refused("GetStats"))?.into_inner();
-    if args.json { say(&to_json(&stats)?) } else { print(&stats, &span(Some(&args.window))) }
+    let stats = client.get_stats(request).await.map_err(refused_as("GetStats", flags::FILTERS))?.into_inner();
+    if args.call.json { say(&to_json(&stats)?) } else { print(&stats, &span(Some(&args.window))) }
 }
 
 fn print(stats: &GetStatsResponse, window: &str) -> Result<(), Failure> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tonic::Status;
 
-use super::client::{Client, ConnectionArgs, is_cut, is_routine, refused, to_json};
+use super::client::{CallArgs, Client, is_cut, is_routine, refused_as, to_json};
 use super::show::{Paint, Palette, instant, short, span, time_of_day, visible, word};
 use super::{Failure, flags, note, say};
 use crate::api::proto::stream_delivery_events_request::From;
@@ -14,15 +14,17 @@ use crate::api::proto::{Attempt, DeliveryEvent, DeliveryEventKind, StreamDeliver
 
 const EXAMPLES: &str = "\
 Examples:
-  hooklane tail                                              everything of the tenant, from now on
+  hooklane tail
   hooklane tail --event-type 'order.*' --kind attempt-failed --kind failed
-  hooklane tail --since 1h --endpoint ep_01h455vb4pex5vsknk084sn02q
+  hooklane tail --since 1h --endpoint ep_…
   hooklane tail --json --count 100 | jq .event.delivery.id
-
-A stream that is cut goes on by itself from its last message, on whichever replica answers. Ctrl-C ends it, and shows the
-token that goes on from there: hooklane tail --resume-token TOKEN.";
+  hooklane tail --resume-token TOKEN";
 
 /// Watch what happens to deliveries, live
+///
+/// Tells of everything of the tenant from now on, unless flags say otherwise. A stream that is cut goes on by itself from
+/// its last message, on whichever replica answers. Ctrl-C ends it, and shows the token that goes on from there; with
+/// --json every message has one.
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub struct Args {
@@ -54,10 +56,7 @@ pub struct Args {
     #[arg(long, short = 'n', value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
     #[command(flatten)]
-    connection: ConnectionArgs,
-    /// Print the service's messages as JSON, one a line, each with the token that goes on from it
-    #[arg(long)]
-    json: bool,
+    call: CallArgs,
 }
 
 const KINDS: &[&str] =
@@ -75,7 +74,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 pub async fn run(args: Args) -> Result<(), Failure> {
     let interrupted =
         super::interrupted().map_err(|error| Failure::internal(format!("cannot catch signals: {error}")))?;
-    let client = args.connection.connect().await?;
+    let client = args.call.connection.connect().await?;
     let mut tail = Tail::new(client, args);
     tokio::select! {
         ended = tail.follow() => ended,
@@ -117,7 +116,7 @@ impl Tail {
             client,
             request,
             left: args.count,
-            json: args.json,
+            json: args.call.json,
             palette: Palette::for_stdout(),
             pause: PAUSE_MIN,
             is_away: false,
@@ -133,9 +132,9 @@ impl Tail {
                 Ok(Ended::Stream) => self.cut("it ended without a word"),
                 Err(Stop::Refused(status)) if has_begun && is_routine(&status) => {}
                 Err(Stop::Refused(status)) if has_begun && is_cut(&status) => {
-                    self.cut(&refused("StreamDeliveryEvents")(status).to_string());
+                    self.cut(&refused_as("StreamDeliveryEvents", flags::FILTERS)(status).to_string());
                 }
-                Err(Stop::Refused(status)) => return Err(refused("StreamDeliveryEvents")(status)),
+                Err(Stop::Refused(status)) => return Err(refused_as("StreamDeliveryEvents", flags::FILTERS)(status)),
                 Err(Stop::Failed(failure)) => return Err(failure),
             }
             tokio::time::sleep(self.pause).await;

@@ -11,10 +11,10 @@ use super::Failure;
 /// Where the key is. The variables are read here and not by clap: whichever flag is given goes before both of them.
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct CredentialArgs {
-    /// The API key to call with; other users of this machine can see it [env: HOOKLANE_API_KEY]
+    /// The API key; other users here can see it [env: HOOKLANE_API_KEY]
     #[arg(long, global = true, value_name = "KEY", conflicts_with = "api_key_file", help_heading = "Connection")]
     api_key: Option<String>,
-    /// A file with the API key to call with [env: HOOKLANE_API_KEY_FILE]
+    /// A file with the API key [env: HOOKLANE_API_KEY_FILE]
     #[arg(long, global = true, value_name = "FILE", help_heading = "Connection")]
     api_key_file: Option<PathBuf>,
 }

@@ -18,7 +18,7 @@ use self::credential::{Bearer, CredentialArgs};
 #[cfg(test)]
 pub(super) use self::json::values_of;
 pub(super) use self::json::{from_json, set_fields, to_json};
-pub(super) use self::refusal::{is_cut, is_routine, refused};
+pub(super) use self::refusal::{Typed, is_cut, is_routine, refused, refused_as};
 use super::{Failure, note};
 use crate::api::proto::webhook_service_client::WebhookServiceClient;
 
@@ -36,6 +36,19 @@ const PING_ANSWER_MAX: Duration = Duration::from_secs(10);
 const ANSWER_BYTES_MAX: usize = 256 << 20;
 /// Certificates and keys above this size are none.
 const PEM_BYTES_MAX: u64 = 1 << 20;
+
+// What every command that calls a service has. Not in the documentation, which would become that of the command.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct CallArgs {
+    #[command(flatten)]
+    pub(super) connection: ConnectionArgs,
+    /// Print the service's messages as JSON, one a line
+    #[arg(long, global = true, display_order = LAST)]
+    pub(super) json: bool,
+}
+
+/// Behind what is a command's own, and before `--help`.
+const LAST: usize = 998;
 
 /// Where the service is, and who calls.
 #[derive(Debug, Clone, clap::Args)]

@@ -8,10 +8,19 @@ use tonic_types::StatusExt as _;
 use super::{Failure, why};
 use crate::cli::show::visible;
 
+/// What a person typed for a field of the contract: `("filter.endpoint_ids", "--endpoint")`. Of fields inside another the
+/// longest path counts that is there.
+pub(in crate::cli) type Typed = &'static [(&'static str, &'static str)];
+
 /// The failure of a command whose call was refused.
 pub(in crate::cli) fn refused(call: &'static str) -> impl Fn(Status) -> Failure {
+    refused_as(call, &[])
+}
+
+/// The same where a person typed what became the call's fields: bad ones are told by what was typed.
+pub(in crate::cli) fn refused_as(call: &'static str, typed: Typed) -> impl Fn(Status) -> Failure {
     move |status| {
-        let words = words(call, &status);
+        let words = words(call, typed, &status);
         match exit(&status) {
             Exit::Usage => Failure::usage(words),
             Exit::Unavailable => Failure::unavailable(words),
@@ -58,7 +67,7 @@ fn exit(status: &Status) -> Exit {
     }
 }
 
-fn words(call: &str, status: &Status) -> String {
+fn words(call: &str, typed: Typed, status: &Status) -> String {
     if let Some(error) = transport_error(status) {
         return format!("{call}: the service cannot be reached: {}", why(error));
     }
@@ -70,17 +79,37 @@ fn words(call: &str, status: &Status) -> String {
     let fields = status.get_details_bad_request().map(|bad| bad.field_violations).unwrap_or_default();
     let mut words = match fields.is_empty() {
         true => format!("{head}: {}", visible(status.message())),
-        false => fields
-            .iter()
-            .fold(head, |words, field| format!("{words}\n  {} {}", visible(&field.field), visible(&field.description))),
+        false => fields.iter().fold(head, |words, field| {
+            format!("{words}\n  {} {}", as_typed(&field.field, typed), visible(&field.description))
+        }),
     };
     if let Some(delay) = status.get_details_retry_info().and_then(|info| info.retry_delay) {
+        // The message may have said so, without when.
+        let said = AGAIN.iter().find_map(|again| words.strip_suffix(again)).map(str::len);
+        words.truncate(said.unwrap_or(words.len()));
         words.push_str(&format!("; try again in {}", seconds(delay)));
     }
     if status.code() == Code::Unauthenticated {
         words.push_str("\n  a key is given by --api-key-file FILE, HOOKLANE_API_KEY_FILE or HOOKLANE_API_KEY");
     }
     words
+}
+
+/// How messages end that tell the caller to try again.
+const AGAIN: [&str; 2] = ["; try again", "; connect again"];
+
+/// A field as whoever typed it calls it: `--endpoint`, or `--endpoint (number 2)` for `filter.endpoint_ids[1]`.
+fn as_typed(field: &str, typed: Typed) -> String {
+    let path = field.split('[').next().unwrap_or(field);
+    let is_of = |known: &str| path.strip_prefix(known).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+    let Some((_, name)) = typed.iter().filter(|(known, _)| is_of(known)).max_by_key(|(known, _)| known.len()) else {
+        return visible(field);
+    };
+    let place = field.split_once('[').and_then(|(_, rest)| rest.split(']').next()?.parse::<usize>().ok());
+    match place.filter(|place| *place > 0) {
+        Some(place) => format!("{name} (number {})", place + 1),
+        None => (*name).to_owned(),
+    }
 }
 
 /// What tonic says itself, where no status came from the service.
@@ -131,6 +160,22 @@ mod tests {
     }
 
     #[test]
+    fn a_bad_field_is_told_by_what_was_typed_for_it() {
+        const TYPED: Typed = &[("filter.endpoint_ids", "--endpoint"), ("filter", "FILTER"), ("rate", "--rate")];
+        for (field, told) in [
+            ("filter.endpoint_ids[0]", "--endpoint"),
+            ("filter.endpoint_ids[2]", "--endpoint (number 3)"),
+            ("filter.endpoint_ids", "--endpoint"),
+            ("filter.tenant", "FILTER"),
+            ("filters", "filters"),
+            ("rate.per_second", "--rate"),
+            ("a\u{1b}[31m", "a\\u{1b}[31m"),
+        ] {
+            assert_eq!(as_typed(field, TYPED), told);
+        }
+    }
+
+    #[test]
     fn exit_codes_tell_what_a_script_can_do_about_it() {
         for (code, reason, exit) in [
             (Code::InvalidArgument, "INVALID_FIELD", 64),
@@ -175,6 +220,11 @@ mod tests {
         let failure = refusal(Code::ResourceExhausted, "QUEUE_FULL", "the queue is full", details);
         let expected = "Publish was refused: RESOURCE_EXHAUSTED (QUEUE_FULL): the queue is full; try again in 2 s";
         assert_eq!(failure.to_string(), expected);
+        for message in ["it is away", "it is away; try again", "it is away; connect again"] {
+            let details = ErrorDetails::with_retry_info(Some(Duration::from_secs(1)));
+            let failure = refusal(Code::Unavailable, "STORE_UNAVAILABLE", message, details).to_string();
+            assert!(failure.ends_with("(STORE_UNAVAILABLE): it is away; try again in 1 s"), "{failure}");
+        }
         let failure = refusal(Code::Unauthenticated, "CREDENTIAL_MISSING", "no credential", ErrorDetails::new());
         assert!(failure.to_string().contains("HOOKLANE_API_KEY"));
     }

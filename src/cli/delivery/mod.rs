@@ -3,7 +3,7 @@
 mod describe;
 
 pub(super) use self::describe::{add_event, attempt_fields, deliveries, row};
-use super::client::{Client, ConnectionArgs, refused, to_json};
+use super::client::{CallArgs, Client, refused_as, to_json};
 use super::each::each;
 use super::flags;
 use super::pages::PageArgs;
@@ -18,10 +18,7 @@ pub struct Args {
     #[command(subcommand)]
     command: Command,
     #[command(flatten)]
-    connection: ConnectionArgs,
-    /// Print the service's messages as JSON, one a line
-    #[arg(long, global = true)]
-    json: bool,
+    call: CallArgs,
 }
 
 #[derive(Debug, Clone, clap::Subcommand)]
@@ -45,7 +42,7 @@ struct ShowArgs {
 /// List deliveries, newest first
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_long_help = "Examples:\n  hooklane delivery list --state failed --since 2h\n  hooklane delivery list \
-                             --endpoint ep_01h455vb4pex5vsknk084sn02q --event-type 'order.*' --json")]
+                             --endpoint ep_… --event-type 'order.*' --json")]
 struct ListArgs {
     /// Whose, or '*' for every tenant's [default: the caller's own tenant]
     #[arg(long, value_name = "TENANT", default_value = "", hide_default_value = true)]
@@ -96,18 +93,18 @@ fn state_flag() -> impl clap::builder::TypedValueParser<Value = DeliveryState> {
 
 /// Does what is asked.
 pub async fn run(args: Args) -> Result<(), Failure> {
-    let client = args.connection.connect().await?;
+    let client = args.call.connection.connect().await?;
     match args.command {
-        Command::Show(show_args) => show(client, show_args, args.json).await,
-        Command::List(list_args) => list(client, *list_args, args.json).await,
-        Command::Retry(retry_args) => retry(client, retry_args.ids, args.json).await,
-        Command::Cancel(cancel_args) => cancel(client, cancel_args.ids, args.json).await,
+        Command::Show(show_args) => show(client, show_args, args.call.json).await,
+        Command::List(list_args) => list(client, *list_args, args.call.json).await,
+        Command::Retry(retry_args) => retry(client, retry_args.ids, args.call.json).await,
+        Command::Cancel(cancel_args) => cancel(client, cancel_args.ids, args.call.json).await,
     }
 }
 
 async fn show(mut client: Client, args: ShowArgs, json: bool) -> Result<(), Failure> {
     let request = GetDeliveryRequest { delivery_id: args.id };
-    let answer = client.get_delivery(request).await.map_err(refused("GetDelivery"))?;
+    let answer = client.get_delivery(request).await.map_err(refused_as("GetDelivery", flags::ID))?;
     let delivery = delivery_of(answer.into_inner().delivery)?;
     if json { say(&to_json(&delivery)?) } else { describe::print(&delivery, args.full) }
 }
@@ -127,7 +124,8 @@ async fn list(mut client: Client, args: ListArgs, json: bool) -> Result<(), Fail
             page_size,
             page_token,
         };
-        let page = client.list_deliveries(request).await.map_err(refused("ListDeliveries"))?.into_inner();
+        let page =
+            client.list_deliveries(request).await.map_err(refused_as("ListDeliveries", flags::FILTERS))?.into_inner();
         pages.show(&page.deliveries, page.next_page_token, row)?;
     }
     Ok(())
@@ -136,7 +134,7 @@ async fn list(mut client: Client, args: ListArgs, json: bool) -> Result<(), Fail
 async fn retry(mut client: Client, ids: Vec<String>, json: bool) -> Result<(), Failure> {
     each(ids, async |delivery_id| {
         let request = RetryDeliveryRequest { delivery_id };
-        let answer = client.retry_delivery(request).await.map_err(refused("RetryDelivery"))?;
+        let answer = client.retry_delivery(request).await.map_err(refused_as("RetryDelivery", flags::ID))?;
         tell(answer.into_inner().delivery, json)
     })
     .await
@@ -145,7 +143,7 @@ async fn retry(mut client: Client, ids: Vec<String>, json: bool) -> Result<(), F
 async fn cancel(mut client: Client, ids: Vec<String>, json: bool) -> Result<(), Failure> {
     each(ids, async |delivery_id| {
         let request = CancelDeliveryRequest { delivery_id };
-        let answer = client.cancel_delivery(request).await.map_err(refused("CancelDelivery"))?;
+        let answer = client.cancel_delivery(request).await.map_err(refused_as("CancelDelivery", flags::ID))?;
         tell(answer.into_inner().delivery, json)
     })
     .await

@@ -5,7 +5,7 @@ mod shape;
 
 use self::describe::{fields, row};
 use self::shape::{ShapeArgs, scheme};
-use super::client::{Client, ConnectionArgs, refused, set_fields, to_json};
+use super::client::{CallArgs, Client, Typed, refused_as, set_fields, to_json};
 use super::delivery::attempt_fields;
 use super::each::each;
 use super::flags;
@@ -24,10 +24,7 @@ pub struct Args {
     #[command(subcommand)]
     command: Command,
     #[command(flatten)]
-    connection: ConnectionArgs,
-    /// Print the service's messages as JSON, one a line
-    #[arg(long, global = true)]
-    json: bool,
+    call: CallArgs,
 }
 
 #[derive(Debug, Clone, clap::Subcommand)]
@@ -48,11 +45,12 @@ enum Command {
 /// Register an endpoint and show its secret, the only time
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_long_help = "Examples:\n  hooklane endpoint add https://example.com/hooks --event-type 'order.*'\n  \
-                             hooklane endpoint add https://example.com/hooks --external-id shop --max-in-flight 8 \
-                             --retry-delays 1m,5m,30m,2h\n  hooklane endpoint add --from endpoint.json")]
+                             hooklane endpoint add https://example.com/hooks --retry-delays 1m,5m,2h\n  \
+                             hooklane endpoint add --from endpoint.json")]
+#[command(group = clap::ArgGroup::new("where").args(["url", "from"]).required(true).multiple(true))]
 struct AddArgs {
     /// Where events are posted
-    #[arg(value_name = "URL", required_unless_present = "from")]
+    #[arg(value_name = "URL")]
     url: Option<String>,
     /// Whose it is [default: the caller's own tenant]
     #[arg(long, value_name = "TENANT")]
@@ -166,6 +164,15 @@ struct DeleteArgs {
     yes: bool,
 }
 
+pub(super) const TYPED: Typed = &[
+    ("endpoint_id", "ID"),
+    ("secret", "--secret-file"),
+    ("overlap", "--overlap"),
+    ("signature_scheme", "--signature-scheme"),
+    ("event_type", "--event-type"),
+    ("payload", "--data"),
+];
+
 fn state() -> impl clap::builder::TypedValueParser<Value = EndpointState> {
     flags::one_of("ENDPOINT_STATE", &["active", "paused", "disabled"], EndpointState::from_str_name)
 }
@@ -176,8 +183,8 @@ pub async fn run(args: Args) -> Result<(), Failure> {
         let words = format!("{id} was not deleted: what waits for it would be canceled; --yes does it");
         return Err(Failure::usage(words));
     }
-    let client = args.connection.connect().await?;
-    let json = args.json;
+    let client = args.call.connection.connect().await?;
+    let json = args.call.json;
     match args.command {
         Command::Add(args) => add(client, *args, json).await,
         Command::List(args) => list(client, args, json).await,
@@ -193,12 +200,12 @@ pub async fn run(args: Args) -> Result<(), Failure> {
 
 async fn add(mut client: Client, args: AddArgs, json: bool) -> Result<(), Failure> {
     let secret = flags::read_secret(args.secret_file.as_deref())?;
-    let mut endpoint = args.shape.apply()?;
+    let (mut endpoint, typed) = (args.shape.apply()?, args.shape.typed());
     endpoint.url = args.url.unwrap_or(endpoint.url);
     endpoint.tenant = args.tenant.unwrap_or(endpoint.tenant);
     endpoint.external_id = args.external_id.unwrap_or(endpoint.external_id);
     let request = RegisterEndpointRequest { endpoint: Some(endpoint), secret };
-    let answer = client.register_endpoint(request).await.map_err(refused("RegisterEndpoint"))?.into_inner();
+    let answer = client.register_endpoint(request).await.map_err(refused_as("RegisterEndpoint", typed))?.into_inner();
     if json {
         return say(&to_json(&answer)?);
     }
@@ -229,19 +236,21 @@ async fn list(mut client: Client, args: ListArgs, json: bool) -> Result<(), Fail
             page_size,
             page_token,
         };
-        let page = client.list_endpoints(request).await.map_err(refused("ListEndpoints"))?.into_inner();
+        let page =
+            client.list_endpoints(request).await.map_err(refused_as("ListEndpoints", flags::FILTERS))?.into_inner();
         pages.show(&page.endpoints, page.next_page_token, row)?;
     }
     Ok(())
 }
 
 async fn show(mut client: Client, endpoint_id: String, json: bool) -> Result<(), Failure> {
-    let answer = client.get_endpoint(GetEndpointRequest { endpoint_id }).await.map_err(refused("GetEndpoint"))?;
+    let answer =
+        client.get_endpoint(GetEndpointRequest { endpoint_id }).await.map_err(refused_as("GetEndpoint", flags::ID))?;
     print(answer.into_inner().endpoint, json)
 }
 
 async fn update(mut client: Client, args: UpdateArgs, json: bool) -> Result<(), Failure> {
-    let mut endpoint = args.shape.apply()?;
+    let (mut endpoint, typed) = (args.shape.apply()?, args.shape.typed());
     endpoint.url = args.url.unwrap_or(endpoint.url);
     endpoint.external_id = args.external_id.unwrap_or(endpoint.external_id);
     let mut paths = set_fields(&endpoint)?;
@@ -252,14 +261,14 @@ async fn update(mut client: Client, args: UpdateArgs, json: bool) -> Result<(), 
     endpoint.id = args.id;
     let update_mask = Some(prost_types::FieldMask { paths });
     let request = UpdateEndpointRequest { endpoint: Some(endpoint), update_mask };
-    let answer = client.update_endpoint(request).await.map_err(refused("UpdateEndpoint"))?;
+    let answer = client.update_endpoint(request).await.map_err(refused_as("UpdateEndpoint", typed))?;
     print(answer.into_inner().endpoint, json)
 }
 
 async fn pause(mut client: Client, ids: Vec<String>, json: bool) -> Result<(), Failure> {
     each(ids, async |endpoint_id| {
         let request = PauseEndpointRequest { endpoint_id };
-        let answer = client.pause_endpoint(request).await.map_err(refused("PauseEndpoint"))?;
+        let answer = client.pause_endpoint(request).await.map_err(refused_as("PauseEndpoint", flags::ID))?;
         tell(answer.into_inner().endpoint, json)
     })
     .await
@@ -268,7 +277,7 @@ async fn pause(mut client: Client, ids: Vec<String>, json: bool) -> Result<(), F
 async fn resume(mut client: Client, ids: Vec<String>, json: bool) -> Result<(), Failure> {
     each(ids, async |endpoint_id| {
         let request = ResumeEndpointRequest { endpoint_id };
-        let answer = client.resume_endpoint(request).await.map_err(refused("ResumeEndpoint"))?;
+        let answer = client.resume_endpoint(request).await.map_err(refused_as("ResumeEndpoint", flags::ID))?;
         tell(answer.into_inner().endpoint, json)
     })
     .await
@@ -281,7 +290,7 @@ async fn rotate(mut client: Client, args: RotateArgs, json: bool) -> Result<(), 
         overlap: args.overlap,
         signature_scheme: args.signature_scheme.unwrap_or_default().into(),
     };
-    let answer = client.rotate_secret(request).await.map_err(refused("RotateSecret"))?.into_inner();
+    let answer = client.rotate_secret(request).await.map_err(refused_as("RotateSecret", TYPED))?.into_inner();
     if json {
         return say(&to_json(&answer)?);
     }
@@ -297,7 +306,7 @@ async fn rotate(mut client: Client, args: RotateArgs, json: bool) -> Result<(), 
 async fn test(mut client: Client, args: TestArgs, json: bool) -> Result<(), Failure> {
     let payload = args.data.as_deref().map(super::publish::data).transpose()?.unwrap_or_default();
     let request = TestEndpointRequest { endpoint_id: args.id, event_type: args.event_type, payload: payload.into() };
-    let answer = client.test_endpoint(request).await.map_err(refused("TestEndpoint"))?.into_inner();
+    let answer = client.test_endpoint(request).await.map_err(refused_as("TestEndpoint", TYPED))?.into_inner();
     let attempt =
         answer.attempt.clone().ok_or_else(|| Failure::internal("the service answered without the attempt"))?;
     match json {
@@ -317,7 +326,7 @@ fn judge(attempt: &Attempt) -> Result<(), Failure> {
 
 async fn delete(mut client: Client, endpoint_id: String, json: bool) -> Result<(), Failure> {
     let request = DeleteEndpointRequest { endpoint_id: endpoint_id.clone(), ..DeleteEndpointRequest::default() };
-    let answer = client.delete_endpoint(request).await.map_err(refused("DeleteEndpoint"))?.into_inner();
+    let answer = client.delete_endpoint(request).await.map_err(refused_as("DeleteEndpoint", flags::ID))?.into_inner();
     match json {
         true => say(&to_json(&answer)?),
         false => say(&format!("{endpoint_id} is deleted; canceled with it: {}", answer.canceled_deliveries)),

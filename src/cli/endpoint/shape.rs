@@ -6,12 +6,13 @@ use crate::api::proto::{
     BackoffSchedule, Endpoint, ExponentialBackoff, Ordering, OrderingOnFailure, PayloadFormat, RateLimit, RetryPolicy,
     SignatureScheme, retry_policy::Backoff,
 };
+use crate::cli::client::Typed;
 use crate::cli::{Failure, flags};
 
 /// Flags go over what the file says.
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct ShapeArgs {
-    /// A file with the endpoint as JSON, every field of the contract; - for standard input. Flags go over it
+    /// A file with the endpoint as JSON, every field of the contract, or - for standard input; flags go over it
     #[arg(long, value_name = "FILE")]
     pub(super) from: Option<String>,
     /// What it is for, for people
@@ -20,7 +21,7 @@ pub(super) struct ShapeArgs {
     /// A type of events it wants: order.created, 'order.*' or '*'; repeatable [default: all]
     #[arg(long = "event-type", value_name = "PATTERN")]
     event_types: Vec<String>,
-    /// A CEL expression that events must satisfy, such as 'event.data.amount > 100'
+    /// What events must satisfy, in CEL: 'event.data.amount > 100'
     #[arg(long, value_name = "CEL")]
     filter: Option<String>,
     /// How requests are signed [default: timestamped]
@@ -42,7 +43,7 @@ pub(super) struct ShapeArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     max_in_flight: Option<u32>,
     /// Requests a second [default: any number]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     rate: Option<f64>,
     /// How many may go at once after a quiet spell [default: those of a second]
     #[arg(long, value_name = "N", requires = "rate")]
@@ -50,21 +51,21 @@ pub(super) struct ShapeArgs {
     /// How often a delivery is tried again, 0 to 100
     #[arg(long, value_name = "N")]
     max_retries: Option<u32>,
-    /// When: after 1m, then 5m, …, with commas between
+    /// When it is tried again: 1m,5m,30m is after 1 min, then 5, then 30
     #[arg(long, value_name = "SPANS", value_parser = flags::span, value_delimiter = ',')]
     #[arg(conflicts_with_all = ["retry_initial", "retry_multiplier", "retry_max"])]
     retry_delays: Vec<prost_types::Duration>,
-    /// When: first after this long [default: 1s]
+    /// Or: first after this long [default: 1s]
     #[arg(long, value_name = "SPAN", value_parser = flags::span)]
     retry_initial: Option<prost_types::Duration>,
-    /// Then each time so many times longer [default: 2]
-    #[arg(long, value_name = "N")]
+    /// Then each time after so many times as long [default: 2]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     retry_multiplier: Option<f64>,
-    /// Up to this long [default: 300s]
+    /// And never after more than this [default: 300s]
     #[arg(long, value_name = "SPAN", value_parser = flags::span)]
     retry_max: Option<prost_types::Duration>,
     /// By which share each delay may be shorter or longer, 0 to 1 [default: 0.3]
-    #[arg(long, value_name = "SHARE")]
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
     retry_jitter: Option<f64>,
     /// In which order deliveries go [default: unordered]
     #[arg(long, value_name = "ORDER", value_parser = ordering())]
@@ -95,7 +96,41 @@ fn on_failure() -> impl TypedValueParser<Value = OrderingOnFailure> {
     flags::one_of("ORDERING_ON_FAILURE", ON_FAILURE, OrderingOnFailure::from_str_name)
 }
 
+/// What was typed for what an endpoint is like, by the contract's name.
+pub(in crate::cli) const NEW: Typed = &[
+    ("endpoint.id", "ID"),
+    ("endpoint.url", "URL"),
+    ("endpoint.tenant", "--tenant"),
+    ("endpoint.external_id", "--external-id"),
+    ("secret", "--secret-file"),
+    ("update_mask", "--clear"),
+    ("endpoint.description", "--description"),
+    ("endpoint.event_types", "--event-type"),
+    ("endpoint.filter", "--filter"),
+    ("endpoint.signature_scheme", "--signature-scheme"),
+    ("endpoint.payload_format", "--payload-format"),
+    ("endpoint.headers", "--header"),
+    ("endpoint.labels", "--label"),
+    ("endpoint.timeout", "--timeout"),
+    ("endpoint.max_in_flight", "--max-in-flight"),
+    ("endpoint.rate_limit.per_second", "--rate"),
+    ("endpoint.rate_limit.burst", "--burst"),
+    ("endpoint.retry_policy.max_retries", "--max-retries"),
+    ("endpoint.retry_policy.schedule.delays", "--retry-delays"),
+    ("endpoint.retry_policy.exponential.initial_delay", "--retry-initial"),
+    ("endpoint.retry_policy.exponential.multiplier", "--retry-multiplier"),
+    ("endpoint.retry_policy.exponential.max_delay", "--retry-max"),
+    ("endpoint.retry_policy.jitter", "--retry-jitter"),
+    ("endpoint.ordering", "--ordering"),
+    ("endpoint.ordering_on_failure", "--on-failure"),
+];
+
 impl ShapeArgs {
+    /// What was typed for each field; nothing where they come from a file, which has them by their names.
+    pub(super) const fn typed(&self) -> Typed {
+        if self.from.is_none() { NEW } else { &[] }
+    }
+
     /// The endpoint that is asked for. What is valid the service says.
     pub(super) fn apply(&self) -> Result<Endpoint, Failure> {
         let mut endpoint = match &self.from {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tonic::{Code, Status};
 
 use self::progress::Screen;
-use super::client::{Client, ConnectionArgs, refused};
+use super::client::{CallArgs, Client, Typed, refused_as};
 use super::{Failure, flags};
 use crate::api::proto::{
     CancelReplayRequest, DeliveryState, Replay, ReplayFilter, ReplayState, StartReplayRequest, StreamReplayRequest,
@@ -17,36 +17,47 @@ use crate::api::proto::{
 
 const EXAMPLES: &str = "\
 Examples:
-  hooklane replay --dry-run                                  how many dead letters there are to replay
-  hooklane replay --endpoint ep_01h455vb4pex5vsknk084sn02q --since 2h
+  hooklane replay --dry-run
+  hooklane replay --endpoint ep_… --since 2h
   hooklane replay --event-type 'order.*' --max-per-second 100
-  hooklane replay --state succeeded --since 2026-01-21T12:00:00Z --until 2026-01-21T13:00:00Z
-  hooklane replay --follow rpl_01h455vb4pex5vsknk084sn02q    go on watching
-  hooklane replay --cancel rpl_01h455vb4pex5vsknk084sn02q
-
-Ctrl-C ends the watching; the replay goes on. Exit code 1 tells of one that failed or was canceled.";
+  hooklane replay --state succeeded --since 90m --until 30m
+  hooklane replay --follow rpl_…
+  hooklane replay --cancel rpl_…";
 
 /// Send many failed deliveries again, and watch it
 ///
 /// Takes every FAILED delivery of the tenant that satisfies the filters, unless states are named. Failed, canceled and
 /// expired ones go on themselves; succeeded ones are taken only when that state is named, and are made anew.
+///
+/// Ctrl-C ends the watching; the replay goes on. Exit code 1 tells of one that failed or was canceled.
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub struct Args {
     /// Deliveries in this state; repeatable [default: failed]
-    #[arg(long = "state", value_name = "STATE", value_parser = state())]
+    #[arg(long = "state", value_name = "STATE", value_parser = state(), conflicts_with_all = ["follow", "cancel"])]
     states: Vec<DeliveryState>,
 
     #[command(flatten)]
     job: JobArgs,
 
     #[command(flatten)]
-    connection: ConnectionArgs,
-
-    /// Print the replay as JSON, a line for each step
-    #[arg(long)]
-    json: bool,
+    call: CallArgs,
 }
+
+/// What says which deliveries and how fast, and so has no meaning for a replay that was started before.
+const OF_NEW: [&str; 8] =
+    ["tenant", "endpoints", "event_types", "since", "until", "deliveries", "dry_run", "max_per_second"];
+
+pub(super) const TYPED: Typed = &[
+    ("filter.tenant", "--tenant"),
+    ("filter.endpoint_ids", "--endpoint"),
+    ("filter.event_types", "--event-type"),
+    ("filter.states", "--state"),
+    ("filter.create_after", "--since"),
+    ("filter.create_before", "--until"),
+    ("filter.delivery_ids", "--delivery"),
+    ("max_per_second", "--max-per-second"),
+];
 
 /// Which deliveries, how fast, and whether to watch.
 #[derive(Debug, Clone, clap::Args)]
@@ -80,7 +91,7 @@ pub(super) struct JobArgs {
     dry_run: bool,
 
     /// Deliveries a second at most [default: as many as live traffic leaves room for]
-    #[arg(long, value_name = "N", default_value_t = 0.0, hide_default_value = true)]
+    #[arg(long, value_name = "N", default_value_t = 0.0, hide_default_value = true, allow_negative_numbers = true)]
     max_per_second: f64,
 
     /// Say the replay's id and end, without watching it
@@ -88,11 +99,11 @@ pub(super) struct JobArgs {
     detach: bool,
 
     /// Watch a replay that was started before
-    #[arg(long, value_name = "ID", conflicts_with_all = ["cancel", "detach"])]
+    #[arg(long, value_name = "ID", conflicts_with_all = ["cancel", "detach"], conflicts_with_all = OF_NEW)]
     follow: Option<String>,
 
     /// Cancel a replay: what was replayed already goes on
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", conflicts_with = "detach", conflicts_with_all = OF_NEW)]
     cancel: Option<String>,
 }
 
@@ -120,29 +131,25 @@ impl JobArgs {
 
 /// Starts, follows or cancels a replay.
 pub async fn run(args: Args) -> Result<(), Failure> {
-    start(args.job, args.states, args.connection, args.json).await
+    start(args.job, args.states, args.call).await
 }
 
 /// The same for whoever has the states already; without any, of what has failed.
-pub(super) async fn start(
-    args: JobArgs,
-    states: Vec<DeliveryState>,
-    connection: ConnectionArgs,
-    json: bool,
-) -> Result<(), Failure> {
+pub(super) async fn start(args: JobArgs, states: Vec<DeliveryState>, call: CallArgs) -> Result<(), Failure> {
     let interrupted =
         super::interrupted().map_err(|error| Failure::internal(format!("cannot catch signals: {error}")))?;
-    let mut client = connection.connect().await?;
-    let mut screen = Screen::for_stdout(json);
+    let mut client = call.connection.connect().await?;
+    let mut screen = Screen::for_stdout(call.json);
     if let Some(id) = &args.cancel {
         let request = CancelReplayRequest { replay_id: id.clone() };
-        let answer = client.cancel_replay(request).await.map_err(refused("CancelReplay"))?;
+        let answer =
+            client.cancel_replay(request).await.map_err(refused_as("CancelReplay", &[("replay_id", "--cancel")]))?;
         return screen.last(&replay_of(answer.into_inner().replay)?);
     }
     let id = match &args.follow {
         Some(id) => id.clone(),
         None => {
-            let started = client.start_replay(args.request(&states)).await.map_err(refused("StartReplay"))?;
+            let started = client.start_replay(args.request(&states)).await.map_err(refused_as("StartReplay", TYPED))?;
             let started = replay_of(started.into_inner().replay)?;
             screen.started(&started)?;
             started.id
@@ -171,7 +178,7 @@ async fn follow(client: &mut Client, id: &str, screen: &mut Screen) -> Result<Re
             Ok(Some(replay)) => return Ok(replay),
             Ok(None) => {}
             Err(status) if status.code() == Code::Unavailable && heard.elapsed() < PATIENCE => {}
-            Err(status) => return Err(refused("StreamReplay")(status)),
+            Err(status) => return Err(refused_as("StreamReplay", &[("replay_id", "--follow")])(status)),
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
@@ -225,6 +232,20 @@ mod tests {
     fn request(line: &str) -> StartReplayRequest {
         let args = Line::try_parse_from(line.split(' ')).expect("a command line").args;
         args.job.request(&args.states)
+    }
+
+    #[test]
+    fn a_replay_that_was_started_before_is_followed_or_canceled_and_nothing_else() {
+        for line in [
+            "replay --follow rpl_1 --endpoint ep_1",
+            "replay --follow rpl_1 --cancel rpl_1",
+            "replay --follow rpl_1 --state failed",
+            "replay --cancel rpl_1 --dry-run",
+            "replay --cancel rpl_1 --max-per-second 2",
+        ] {
+            assert!(Line::try_parse_from(line.split(' ')).is_err(), "{line}");
+        }
+        assert!(Line::try_parse_from(["replay", "--follow", "rpl_1"]).is_ok());
     }
 
     #[test]

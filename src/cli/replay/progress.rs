@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::api::proto::{Replay, ReplayState};
 use crate::cli::client::to_json;
+use crate::cli::show::{count, counted};
 use crate::cli::{Failure, say};
 
 /// Standard output.
@@ -99,27 +100,31 @@ fn bar(replay: &Replay) -> String {
 
 fn words(replay: &Replay, rate: f64) -> String {
     let done = replay.replayed + replay.skipped;
-    if replay.dry_run || done == 0 {
-        return format!("{} matched", replay.matched);
+    // How many there are is known once all have been looked for, before the first of them is replayed.
+    match (done, replay.matched) {
+        (0, 0) => return "looking for deliveries".to_owned(),
+        (0, matched) => return format!("{} found so far", count(matched)),
+        _ => {}
     }
     let share = (done * 100).checked_div(replay.matched).unwrap_or_default();
     let left = replay.matched.saturating_sub(done) as f64 / rate.max(0.001);
     let left = if rate >= 0.01 { format!(", {} left", span(left)) } else { String::new() };
-    format!("{share:>3} %  {done} of {}, {rate:.0}/s{left}", replay.matched)
+    format!("{share:>3} %  {} of {}, {rate:.0}/s{left}", count(done), count(replay.matched))
 }
 
 fn end(replay: &Replay) -> String {
     let how = match replay.state() {
         ReplayState::Completed if replay.dry_run => {
-            return format!("{} deliveries match; nothing was replayed", replay.matched);
+            let deliveries = counted(replay.matched, "delivery matches", "deliveries match");
+            return format!("{deliveries}; nothing was replayed");
         }
         ReplayState::Completed => "completed",
         ReplayState::Canceled => "canceled",
         ReplayState::Failed => "failed",
         ReplayState::Running | ReplayState::Unspecified => "running",
     };
-    let skipped = if replay.skipped > 0 { format!(", {} skipped", replay.skipped) } else { String::new() };
-    format!("{how}: {} of {} replayed{skipped}", replay.replayed, replay.matched)
+    let skipped = if replay.skipped > 0 { format!(", {} skipped", count(replay.skipped)) } else { String::new() };
+    format!("{how}: {} of {} replayed{skipped}", count(replay.replayed), count(replay.matched))
 }
 
 fn span(seconds: f64) -> String {
@@ -150,11 +155,14 @@ mod tests {
 
     #[test]
     fn words_tell_what_is_done_how_fast_and_what_is_left() {
-        assert_eq!(words(&replay(1_000, 0, 0), 0.0), "1000 matched");
-        assert_eq!(words(&replay(1_000, 240, 10), 25.0), " 25 %  250 of 1000, 25/s, 30 s left");
-        assert_eq!(words(&replay(1_000, 10, 0), 0.0), "  1 %  10 of 1000, 0/s");
+        assert_eq!(words(&replay(0, 0, 0), 0.0), "looking for deliveries");
+        assert_eq!(words(&replay(1_000, 0, 0), 0.0), "1,000 found so far");
+        assert_eq!(words(&replay(1_000, 240, 10), 25.0), " 25 %  250 of 1,000, 25/s, 30 s left");
+        assert_eq!(words(&replay(1_000, 10, 0), 0.0), "  1 %  10 of 1,000, 0/s");
         let done = Replay { state: ReplayState::Completed.into(), ..replay(10, 8, 2) };
         assert_eq!(end(&done), "completed: 8 of 10 replayed, 2 skipped");
-        assert_eq!(end(&Replay { dry_run: true, ..done }), "10 deliveries match; nothing was replayed");
+        assert_eq!(end(&Replay { dry_run: true, ..done.clone() }), "10 deliveries match; nothing was replayed");
+        let one = Replay { dry_run: true, matched: 1, ..done };
+        assert_eq!(end(&one), "1 delivery matches; nothing was replayed");
     }
 }

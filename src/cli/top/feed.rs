@@ -12,7 +12,8 @@ use crate::api::proto::{
     DeliveryEvent, Endpoint, GetStatsRequest, GetStatsResponse, ListEndpointsRequest, StreamDeliveryEventsRequest,
 };
 use crate::cli::Failure;
-use crate::cli::client::{Client, is_cut, refused};
+use crate::cli::client::{Client, is_cut, refused_as};
+use crate::cli::flags;
 
 /// Where figures come from.
 pub(super) struct Feed {
@@ -142,6 +143,6 @@ fn trouble(call: &'static str, status: Status) -> News {
         status.code(),
         Code::InvalidArgument | Code::Unauthenticated | Code::PermissionDenied | Code::Unimplemented
     );
-    let failure = refused(call)(status);
+    let failure = refused_as(call, flags::FILTERS)(status);
     if is_final { News::Refused(failure) } else { News::Away(failure.to_string()) }
 }

@@ -8,21 +8,54 @@ const NOBODY: &str = "dlv_01h455vb4pex5vsknk084sn02q";
 #[tokio::test]
 async fn refusals_are_told_with_field_and_reason_and_exit_codes_tell_them_apart() {
     let stage = Stage::set(&[("HOOKLANE_LIMITS_PAYLOAD_BYTES", "100")]).await;
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), "{}").expect("written");
+    let nothing = file.path().display().to_string();
     let large = format!("{{\"a\": \"{}\"}}", "x".repeat(200));
     for (arguments, code, parts) in [
-        (&["endpoint", "add", "ftp://x"][..], 64, &["INVALID_FIELD", "\n  endpoint.url "][..]),
-        (&["endpoint", "add", "not a url", "--timeout", "0s"], 64, &["\n  endpoint.url ", "\n  endpoint.timeout "]),
-        (&["publish", "order paid", "{"], 64, &["\n  event_type is not an event type", "\n  payload "]),
+        (&["endpoint", "add", "ftp://x"][..], 64, &["INVALID_FIELD", "\n  URL ", "allowed are https and http"][..]),
+        (&["endpoint", "add", "not a url", "--timeout", "0s"], 64, &["\n  URL ", "\n  --timeout "]),
+        (
+            &["endpoint", "add", "http://a", "--rate", "-1", "--retry-jitter", "-2"],
+            64,
+            &["\n  --rate ", "\n  --retry-jitter "],
+        ),
+        (&["endpoint", "add", "--from", &nothing], 64, &["\n  endpoint.url "]),
+        (&["endpoint", "update", NOBODY, "--retry-delays", "8d"], 64, &["\n  ID ", "\n  --retry-delays "]),
+        (&["publish", "order paid", "{"], 64, &["\n  TYPE is not an event type", "\n  DATA "]),
+        (
+            &["publish", "a", "--endpoint", "ep_1", "--deliver", "1h", "--expire", "1m"],
+            64,
+            &["--endpoint ", "--expire "],
+        ),
         (&["publish", "order.paid", &large], 64, &["RESOURCE_EXHAUSTED (PAYLOAD_TOO_LARGE)"]),
-        (&["delivery", "show", "dlv_1"], 64, &["\n  delivery_id "]),
+        (&["delivery", "show", "dlv_1"], 64, &["\n  ID "]),
         (&["delivery", "show", NOBODY], 1, &["NOT_FOUND (DELIVERY_NOT_FOUND)", NOBODY]),
         (&["delivery", "list", "--state", "lost"], 64, &["--state", "in-flight"]),
         (&["delivery", "list", "--limit", "0"], 64, &["--limit"]),
         (&["endpoint", "update", "ep_01h455vb4pex5vsknk084sn02q"], 64, &["nothing is named"]),
         (&["endpoint", "add"], 64, &["URL"]),
         (&["endpoint", "add", "--from", "/nowhere/at/all"], 64, &["/nowhere/at/all"]),
-        (&["stats", "--window", "31d"], 64, &["\n  window "]),
+        (&["stats", "--window", "31d"], 64, &["\n  --window "]),
+        (
+            &["tail", "--kind", "failed", "--endpoint", "ep_1", "--event", "evt_1"],
+            64,
+            &["\n  --endpoint ", "\n  --event "],
+        ),
+        (&["alert", "list", "--endpoint", "ep_1"], 64, &["\n  --endpoint "]),
+        (&["dlq", "list", "--endpoint", "ep_1", "--event-type", "*a"], 64, &["\n  --endpoint ", "\n  --event-type "]),
         (&["dlq", "purge", NOBODY, "--endpoint", "ep_1"], 64, &["--endpoint"]),
+        (&["dlq", "purge", NOBODY, "dlv_1"], 64, &["\n  ID (number 2) "]),
+        (&["dlq", "purge", "--endpoint", "ep_1", "--tenant", "*"], 64, &["\n  --tenant ", "\n  --endpoint "]),
+        (&["dlq", "replay", "--event-type", "a", "--event-type", "*b"], 64, &["\n  --event-type (number 2) "]),
+        (
+            &["replay", "--endpoint", "ep_1", "--max-per-second", "-1"],
+            64,
+            &["\n  --endpoint ", "\n  --max-per-second "],
+        ),
+        (&["replay", "--delivery", "dlv_1", "--tenant", "a b"], 64, &["\n  --tenant ", "\n  --delivery "]),
+        (&["replay", "--follow", "rpl_1"], 64, &["\n  --follow "]),
+        (&["replay", "--cancel", "rpl_1"], 64, &["\n  --cancel "]),
     ] {
         let (exit, output, error) = stage.run(arguments).await;
         assert_eq!((exit, output.as_str()), (Some(code), ""), "{arguments:?} {error}");
