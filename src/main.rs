@@ -2,7 +2,6 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
 use hooklane::cli::{self, Cli, Failure};
 
 /// The system allocator gives way to one that does not slow down when many threads free each other's memory.
@@ -10,7 +9,7 @@ use hooklane::cli::{self, Cli, Failure};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    let outcome = match Cli::try_parse() {
+    let outcome = match Cli::read(std::env::args_os().collect::<Vec<_>>()) {
         Ok(cli) => run(cli),
         Err(stop) => cli::explain(&stop),
     };

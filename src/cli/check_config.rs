@@ -1,10 +1,10 @@
 //! `hooklane check-config`: whether a replica would start with the settings that there are, without starting it.
 
-use super::serve::environment;
+use super::serve::{ServeFlags, environment};
 use super::show::{Cell, Column, Paint, Table};
 use super::{Failure, note, say};
 use crate::api::Tls;
-use crate::config::{Config, Effective, Flags, Profile};
+use crate::config::{Config, Effective, Profile};
 
 /// Check the settings, and show what is set and where
 ///
@@ -16,13 +16,7 @@ use crate::config::{Config, Effective, Flags, Profile};
 )]
 pub struct Args {
     #[command(flatten)]
-    flags: Flags,
-    /// The primary, postgres://user:password@host:port/database [env: DATABASE_URL]
-    #[arg(long, value_name = "URL")]
-    database_url: Option<String>,
-    /// As `serve --insecure` would start
-    #[arg(long)]
-    insecure: bool,
+    flags: ServeFlags,
     /// As `dev` would start
     #[arg(long, conflicts_with = "insecure")]
     dev: bool,
@@ -37,8 +31,7 @@ pub struct Args {
 /// Checks.
 pub fn run(args: Args) -> Result<(), Failure> {
     let profile = if args.dev { Profile::Dev } else { Profile::Serve };
-    let flags = Flags { database_url: args.database_url, insecure: args.insecure, ..args.flags };
-    let (config, effective) = Config::explain(profile, &flags, environment(profile))
+    let (config, effective) = Config::explain(profile, &args.flags.read(), environment(profile))
         .map_err(|problems| Failure::usage(problems.to_string()))?;
     if let Some(tls) = &config.api.edge.tls {
         Tls::check(tls).map_err(|error| Failure::usage(error.to_string()))?;

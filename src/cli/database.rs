@@ -15,7 +15,7 @@ pub(super) struct Where {
     /// A TOML file of settings
     #[arg(long, value_name = "FILE", env = "HOOKLANE_CONFIG")]
     config: Option<PathBuf>,
-    /// The primary, postgres://user:password@host:port/database [env: DATABASE_URL]
+    /// The primary, postgres://… [env: DATABASE_URL]
     #[arg(long, value_name = "URL")]
     database_url: Option<String>,
 }

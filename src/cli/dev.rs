@@ -17,8 +17,8 @@ use crate::telemetry::log;
 ///
 /// Finds PostgreSQL's programs, starts a server of its own on a Unix socket (nothing of yours is touched), brings the
 /// schema up to date and runs a replica. Secrets in it are sealed with a key that is made and kept beside the data.
-/// Everything listens on loopback; plain http and private receivers are allowed;
-/// nobody is asked who they are. Works as root too. With `--database-url` that database is used instead.
+/// Everything listens on loopback; plain http and private receivers are allowed; nobody is asked who they are. Works as
+/// root too. With `--database-url` that database is used instead.
 ///
 /// Prints one line when it is ready: `ready grpc=ADDR ops=ADDR`.
 #[derive(Debug, clap::Args)]

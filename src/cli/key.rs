@@ -40,6 +40,7 @@ enum Command {
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "Examples:\n  hooklane key create --name shop --role publisher --tenant shop --expires \
                              90d\n  hooklane key create --name ops --role admin --all-tenants > ops.key")]
+#[command(group = clap::ArgGroup::new("whose").args(["tenant", "all_tenants"]).required(true))]
 struct CreateArgs {
     /// Who holds it, for people
     #[arg(long, value_parser = parse_name)]
@@ -48,7 +49,7 @@ struct CreateArgs {
     #[arg(long, value_parser = Role::parse)]
     role: Role,
     /// The tenant whose things it may touch
-    #[arg(long, value_parser = parse_tenant, conflicts_with = "all_tenants", required_unless_present = "all_tenants")]
+    #[arg(long, value_parser = parse_tenant)]
     tenant: Option<Scope>,
     /// Every tenant's
     #[arg(long)]

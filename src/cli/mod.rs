@@ -41,6 +41,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
+use clap::{CommandFactory as _, FromArgMatches as _};
 use tokio::signal::unix::{SignalKind, signal};
 
 const LONG_ABOUT: &str = "\
@@ -99,7 +100,45 @@ enum Command {
     BenchReceiver(bench::receiver::Args),
 }
 
+/// The command line as people see it: what their environment holds is nothing for help pages.
+fn command_line() -> clap::Command {
+    fn dress(command: clap::Command) -> clap::Command {
+        command.mut_args(|arg| arg.hide_env_values(true)).mut_subcommands(dress)
+    }
+    dress(Cli::command())
+}
+
+/// The same for telling of mistakes. Of what was typed clap makes a usage in which that is required, as if nothing else
+/// could be typed; the whole one of the command says more.
+fn command_line_in_whole() -> clap::Command {
+    fn tell_in_whole(mut command: clap::Command) -> clap::Command {
+        let usage = command.render_usage().to_string();
+        let usage = usage.strip_prefix("Usage: ").unwrap_or(&usage).to_owned();
+        command.override_usage(usage).mut_subcommands(tell_in_whole)
+    }
+    let mut command = command_line();
+    // So that each knows the names before its own.
+    command.build();
+    tell_in_whole(command)
+}
+
 impl Cli {
+    /// Reads a command line, the program's name first.
+    pub fn read<I, T>(line: I) -> Result<Self, clap::Error>
+    where
+        I: IntoIterator<Item = T> + Clone,
+        T: Into<std::ffi::OsString> + Clone,
+    {
+        let read = |command: clap::Command| {
+            let mut matches = command.try_get_matches_from(line.clone())?;
+            Self::from_arg_matches_mut(&mut matches)
+        };
+        match read(command_line()) {
+            Err(stop) if !is_help(&stop) => read(command_line_in_whole()),
+            read => read,
+        }
+    }
+
     /// Runs the command to its end.
     pub async fn run(self) -> Result<(), Failure> {
         match self.command {
@@ -256,14 +295,77 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::{CommandFactory as _, Parser as _};
+    use std::collections::BTreeSet;
 
     use super::*;
 
     fn exit_code(line: &str) -> u8 {
-        match Cli::try_parse_from(line.split(' ')) {
+        match Cli::read(line.split(' ')) {
             Ok(_) => panic!("{line} was accepted"),
             Err(stop) => judge(&stop).err().map_or(0, |failure| failure.code()),
+        }
+    }
+
+    /// Every command, the program itself first.
+    fn every_command() -> Vec<clap::Command> {
+        fn add(command: clap::Command, all: &mut Vec<clap::Command>) {
+            let below: Vec<_> = command.get_subcommands().cloned().collect();
+            all.push(command);
+            below.into_iter().for_each(|one| add(one, all));
+        }
+        let (mut whole, mut all) = (command_line_in_whole(), Vec::new());
+        whole.build();
+        add(whole, &mut all);
+        all
+    }
+
+    #[test]
+    fn a_mistake_is_told_with_the_whole_usage_of_the_command() {
+        for (line, usage) in [
+            ("hooklane dlq purge dlv_1 --endpoint ep_1", "hooklane dlq purge [OPTIONS] [ID]..."),
+            ("hooklane endpoint add", "hooklane endpoint add [OPTIONS] <URL|--from <FILE>>"),
+            ("hooklane endpoint add http://a --burst 5", "hooklane endpoint add [OPTIONS] <URL|--from <FILE>>"),
+            ("hooklane publish", "hooklane publish [OPTIONS] <TYPE> [DATA]"),
+            (
+                "hooklane key create --name a --role admin",
+                "hooklane key create [OPTIONS] --name <NAME> --role <ROLE> <--tenant <TENANT>|--all-tenants>",
+            ),
+            ("hooklane tail --since 1h --resume-token x", "hooklane tail [OPTIONS]"),
+            ("hooklane tenant erase", "hooklane tenant erase [OPTIONS] --tenant <TENANT>"),
+        ] {
+            let Err(stop) = Cli::read(line.split(' ')) else { panic!("{line} was accepted") };
+            let words = judge(&stop).unwrap_err().to_string();
+            assert!(words.lines().any(|line| line == format!("Usage: {usage}")), "{words}");
+        }
+    }
+
+    #[test]
+    fn help_fits_a_narrow_terminal() {
+        for command in every_command() {
+            // Below the flags lines stay as they are: one that is too long is broken wherever that is.
+            let below = command.get_after_long_help().or(command.get_after_help());
+            let below = below.map(ToString::to_string).unwrap_or_default();
+            let long = below.lines().find(|line| line.chars().count() > 80);
+            assert_eq!(long, None, "{}", command.get_name());
+            let page = command.term_width(80).render_long_help().to_string();
+            let mut filled = page.lines().filter(|line| !line.starts_with("Usage:"));
+            assert!(filled.all(|line| line.chars().count() <= 80), "{page}");
+            assert!(!page.contains("[env:\n") && !page.contains("=]"), "{page}");
+        }
+    }
+
+    #[test]
+    fn what_refusals_say_was_typed_can_be_typed() {
+        let all = every_command();
+        let arguments = || all.iter().flat_map(clap::Command::get_arguments);
+        let mut names: BTreeSet<String> =
+            arguments().filter_map(|arg| Some(format!("--{}", arg.get_long()?))).collect();
+        let positionals = arguments().filter(|arg| arg.is_positional()).flat_map(|arg| arg.get_value_names());
+        names.extend(positionals.flatten().map(ToString::to_string));
+        let tables =
+            [flags::FILTERS, flags::ID, publish::TYPED, endpoint::TYPED, endpoint::NEW, dlq::PURGED, replay::TYPED];
+        for (field, typed) in tables.into_iter().flatten() {
+            assert!(names.contains(*typed), "{typed} for {field}");
         }
     }
 

@@ -19,12 +19,20 @@ use crate::telemetry::log;
 /// on record, exit code 0. A second signal ends at once.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_long_help = "Example:\n  hooklane key create --name me --role admin --all-tenants --database-url postgres://hooklane@db/hooklane\n  hooklane serve --database-url postgres://hooklane@db/hooklane"
+    after_long_help = "Example:\n  export DATABASE_URL=postgres://hooklane@db/hooklane\n  hooklane key create --name me --role \
+                       admin --all-tenants\n  hooklane serve"
 )]
 pub struct Args {
     #[command(flatten)]
+    flags: ServeFlags,
+}
+
+// What a replica for production is given. Not in the documentation, which would become that of the command.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct ServeFlags {
+    #[command(flatten)]
     flags: Flags,
-    /// The primary, postgres://user:password@host:port/database [env: DATABASE_URL]
+    /// The primary, postgres://… [env: DATABASE_URL]
     #[arg(long, value_name = "URL")]
     database_url: Option<String>,
     /// Serve anybody who reaches the port, where `auth` is none and the address is not loopback
@@ -32,10 +40,15 @@ pub struct Args {
     insecure: bool,
 }
 
+impl ServeFlags {
+    pub(super) fn read(self) -> Flags {
+        Flags { database_url: self.database_url, insecure: self.insecure, ..self.flags }
+    }
+}
+
 /// Runs until a signal.
 pub async fn run(args: Args) -> Result<(), Failure> {
-    let flags = Flags { database_url: args.database_url, insecure: args.insecure, ..args.flags };
-    let config = load(Profile::Serve, &flags)?;
+    let config = load(Profile::Serve, &args.flags.read())?;
     log::start(&config.log);
     let mut signals = Signals::listen()?;
     let app = start(config).await?;

@@ -39,42 +39,53 @@ use load::{Shape, To};
 use report::{Outcome, RunReport, ScenarioReport};
 
 const DETAILS: &str = "\
-It starts a PostgreSQL of its own (fsync and synchronous_commit on, its data removed afterwards), `hooklane serve`, and
-receivers on loopback, each a process of its own; this process is the callers. Every rate and latency is counted at the
-receivers: from the publish call to the arrival of the delivery.
-
-Full load: the callers publish again as soon as they are answered. Fixed rate: calls are made at --rate whatever becomes
-of them, and latency counts from the moment a call was meant for. `of hyper` is delivered/s over what a bare hyper client
-sends signed to the same receivers in the same run: it is what to compare between machines.
-
 Scenarios:
   one                  1 endpoint
   fanout10             10 endpoints, each gets every event
   thousand             1,000 endpoints, an event each in turn
-  thousand-100-silent  the same, and 100 of them never answer; the figures are those of the others
-  by-key               1 endpoint that wants the deliveries of each of 1,000 keys one after the other
-  backlog              a live endpoint at 200/s, without and with 1,000,000 deliveries waiting for a silent one
-  refusing             100,000 deliveries waiting for an endpoint that refuses every connection
-  thousand-limited     1,000 endpoints at one request a second, 100,000 deliveries waiting for them
-  kill                 SIGKILL to the service 10 times and to PostgreSQL's work 3 times under load; counts, no times
-  stream               publish to stream at 2,000 transitions/s over 3 replicas: with and without NOTIFY, beside 1,000 streams
-                       that nobody reads; and `one` with a stream and without
-  replay               live traffic at --rate while 100,000 dead letters of another endpoint are replayed, and without
-  abuse                callers at --rate beside 10,000 idle streams, and beside floods of resets, pings, oversized lengths
-                       and half-open connections
-  sql                  `hooklane.publish` in transactions of 16 connections at 5,000/s, and at 20/s of one alone
-  healthy              2,000,000 deliveries while a snapshot is held open, and what claims and the hot table come back to
-                       (minutes: only when named)
-  history              `one` with 10,000,000 settled rows and with none (minutes and gigabytes: only when named)
+  thousand-100-silent  the same, and 100 of them never answer; the figures are
+                       those of the others
+  by-key               1 endpoint that wants the deliveries of each of 1,000
+                       keys one after the other
+  backlog              a live endpoint at 200/s, without and with 1,000,000
+                       deliveries waiting for a silent one
+  refusing             100,000 deliveries waiting for an endpoint that refuses
+                       every connection
+  thousand-limited     1,000 endpoints at one request a second, 100,000
+                       deliveries waiting for them
+  kill                 SIGKILL to the service 10 times and to PostgreSQL's work
+                       3 times under load; counts, no times
+  stream               publish to stream at 2,000 transitions/s over 3 replicas:
+                       with and without NOTIFY, beside 1,000 streams that nobody
+                       reads; and `one` with a stream and without
+  replay               live traffic at --rate while 100,000 dead letters of
+                       another endpoint are replayed, and without
+  abuse                callers at --rate beside 10,000 idle streams, and beside
+                       floods of resets, pings, oversized lengths and half-open
+                       connections
+  sql                  `hooklane.publish` in transactions of 16 connections at
+                       5,000/s, and at 20/s of one alone
+  healthy              2,000,000 deliveries while a snapshot is held open, and
+                       what claims and the hot table come back to (minutes: only
+                       when named)
+  history              `one` with 10,000,000 settled rows and with none (minutes
+                       and gigabytes: only when named)
 
 Examples:
   hooklane bench --scenario one --scenario fanout10 --seconds 5
-  hooklane bench --scenario one --statements     what each SQL statement cost
-  hooklane bench --json --check > bench.json     exit code 1 names the targets that were missed
-
-Nothing else should run meanwhile. Use a release build: cargo run --release -- bench";
+  hooklane bench --scenario one --statements
+  hooklane bench --json --check > bench.json";
 
 /// Measure what this machine delivers, beside its bare limits
+///
+/// It starts a PostgreSQL of its own (fsync and synchronous_commit on, its data removed afterwards), `hooklane serve`, and
+/// receivers on loopback, each a process of its own; this process is the callers. Every rate and latency is counted at the
+/// receivers: from the publish call to the arrival of the delivery. Nothing else should run meanwhile. Use a release
+/// build: `cargo run --release -- bench`.
+///
+/// Full load: the callers publish again as soon as they are answered. Fixed rate: calls are made at --rate whatever becomes
+/// of them, and latency counts from the moment a call was meant for. `of hyper` is delivered/s over what a bare hyper client
+/// sends signed to the same receivers in the same run: it is what to compare between machines.
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_long_help = DETAILS)]
 pub struct Args {

@@ -4,6 +4,8 @@ mod describe;
 mod shape;
 
 use self::describe::{fields, row};
+#[cfg(test)]
+pub(super) use self::shape::NEW;
 use self::shape::{ShapeArgs, scheme};
 use super::client::{CallArgs, Client, Typed, refused_as, set_fields, to_json};
 use super::delivery::attempt_fields;

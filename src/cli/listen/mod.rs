@@ -41,7 +41,7 @@ Examples:
       hooklane listen --status 503 --retry-after 30
   A receiver that hangs:
       hooklane listen --silent
-  In a script: the first line names the port, then come two requests as JSON, then it ends:
+  In a script: the port, then two requests as JSON, then it ends:
       hooklane listen --addr 127.0.0.1:0 --count 2 --json";
 
 /// Receive webhooks on loopback, verify their signatures and print them
@@ -58,7 +58,9 @@ pub struct Args {
     /// Verify signatures with this secret, or with an Ed25519 public key (whpk_…)
     ///
     /// Repeatable, or several with commas between; one that fits is enough. A request whose signature is bad is answered
-    /// 401, unless --status is given. Without a secret signatures are shown as unchecked. [env: HOOKLANE_LISTEN_SECRET]
+    /// 401, unless --status is given. Without a secret signatures are shown as unchecked.
+    ///
+    /// [env: HOOKLANE_LISTEN_SECRET]
     #[arg(long, value_name = "SECRET", value_delimiter = ',')]
     secret: Vec<String>,
 

@@ -20,20 +20,20 @@ const SECRET_VARIABLE: &str = "HOOKLANE_SECRET";
 const EXAMPLES: &str = "\
 Examples:
   A request in parts:
-      hooklane verify --secret whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD --body-file body.json \\
-          --header 'X-Webhook-Signature: t=1768996800,v1=5257a869e7ecebeda32affa62cdca3fa51cad7e77a0e56ff536d0ce8e108d8bd'
+      hooklane verify --secret whsec_… --body-file body.json \\
+          --header 'X-Webhook-Signature: t=1768996800,v1=5257a869e7ec…'
   A whole request as it came over the wire, captured a while ago:
-      hooklane verify --secret-file secret.txt --request captured.http --ignore-time
+      hooklane verify --secret-file key --request captured.http --ignore-time
   By an endpoint's public key, the body on standard input:
-      hooklane verify --secret whpk_… --headers-file headers.txt < body
-
-Exit codes: 0 the request is verified, 1 it is not, 64 bad usage or a file that cannot be read.";
+      hooklane verify --secret whpk_… --headers-file headers.txt < body";
 
 /// Check the signature of one captured request
 ///
 /// It prints by which scheme and secret the request is signed, and when. If it is not to be trusted, it says why, as far
 /// as can be told: a secret that is another one, a body that was changed on its way, a time that is too far away, a header
 /// that is missing.
+///
+/// Exit codes: 0 the request is verified, 1 it is not, 64 bad usage or a file that cannot be read.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -55,7 +55,9 @@ pub struct Args {
 
     /// Verify with this secret, or with an Ed25519 public key (whpk_…)
     ///
-    /// Repeatable, or several with commas between; one that fits is enough. [env: HOOKLANE_SECRET]
+    /// Repeatable, or several with commas between; one that fits is enough.
+    ///
+    /// [env: HOOKLANE_SECRET]
     #[arg(long, value_name = "SECRET", value_delimiter = ',')]
     secret: Vec<String>,
 
