@@ -6,6 +6,7 @@ use std::time::Duration;
 use tonic::Status;
 
 use super::client::{CallArgs, Client, is_cut, is_routine, refused_as, to_json};
+use super::delivery::kind_paint;
 use super::show::{Paint, Palette, instant, short, span, time_of_day, visible, word};
 use super::{Failure, flags, note, say};
 use crate::api::proto::stream_delivery_events_request::From;
@@ -198,16 +199,10 @@ impl std::convert::From<Failure> for Stop {
 fn line(event: &DeliveryEvent, palette: Palette) -> String {
     let delivery = event.delivery.clone().unwrap_or_default();
     let kind = event.kind();
-    let paint = match kind {
-        DeliveryEventKind::Succeeded => Paint::Good,
-        DeliveryEventKind::AttemptFailed | DeliveryEventKind::AttemptLost => Paint::Waiting,
-        DeliveryEventKind::Failed | DeliveryEventKind::Canceled | DeliveryEventKind::Expired => Paint::Bad,
-        _ => Paint::Strong,
-    };
     let kind_name = word(kind.as_str_name(), "DELIVERY_EVENT_KIND");
     let mut words = vec![
         palette.paint(Paint::Dim, &time_of_day(event.occur_time.as_ref())),
-        palette.paint(paint, &format!("{kind_name:<15}")),
+        palette.paint(kind_paint(kind), &format!("{kind_name:<15}")),
         format!("{:<20}", visible(&delivery.event_type)),
         visible(&delivery.id),
         palette.paint(Paint::Name, &visible(&short(&delivery.endpoint_id))),

@@ -1,6 +1,6 @@
 //! A delivery and its attempts in words.
 
-use crate::api::proto::{Attempt, AttemptOutcome, Delivery, DeliveryState, Event};
+use crate::api::proto::{Attempt, AttemptOutcome, Delivery, DeliveryEventKind, DeliveryState, Event};
 use crate::cli::show::{Cell, Column, Fields, Paint, Table, option, span, time, time_of_day, visible, word};
 use crate::cli::{Failure, say};
 
@@ -18,6 +18,16 @@ fn state(state: DeliveryState) -> Cell {
         }
     };
     Cell::painted(paint, word(state.as_str_name(), "DELIVERY_STATE"))
+}
+
+/// The colour of what happens to a delivery.
+pub(in crate::cli) const fn kind_paint(kind: DeliveryEventKind) -> Paint {
+    match kind {
+        DeliveryEventKind::Succeeded => Paint::Good,
+        DeliveryEventKind::AttemptFailed | DeliveryEventKind::AttemptLost => Paint::Waiting,
+        DeliveryEventKind::Failed | DeliveryEventKind::Canceled | DeliveryEventKind::Expired => Paint::Bad,
+        _ => Paint::Strong,
+    }
 }
 
 /// The head of a list.

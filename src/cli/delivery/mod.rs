@@ -2,7 +2,7 @@
 
 mod describe;
 
-pub(super) use self::describe::{add_event, attempt_fields, deliveries, row};
+pub(super) use self::describe::{add_event, attempt_fields, deliveries, kind_paint, row};
 use super::client::{CallArgs, Client, refused_as, to_json};
 use super::each::each;
 use super::flags;

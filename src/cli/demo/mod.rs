@@ -16,7 +16,6 @@ mod watch;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tonic::Status;
 use tonic::transport::Channel;
 
 use self::publish::EVENTS;
@@ -24,6 +23,7 @@ use self::screen::{Paint, Screen};
 use self::stage::Stage;
 use self::watch::Watch;
 use super::Failure;
+use super::client::refused;
 use super::serve::Signals;
 use crate::api::proto::webhook_service_client::WebhookServiceClient;
 
@@ -108,9 +108,4 @@ async fn show<'a>(stage: &'a Stage, screen: &'a Screen) -> Result<Watch<'a>, Fai
 
 fn broken_off() -> Failure {
     Failure::other("broken off by a signal")
-}
-
-/// What to say when a call is refused.
-fn refused(call: &'static str) -> impl Fn(Status) -> Failure {
-    move |status| Failure::other(format!("{call} was refused: {:?}: {}", status.code(), status.message()))
 }

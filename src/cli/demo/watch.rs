@@ -18,6 +18,7 @@ use crate::api::proto::{
     DeliveryEvent, DeliveryEventKind, PublishResponse, StreamDeliveryEventsRequest, StreamDeliveryEventsResponse,
 };
 use crate::cli::Failure;
+use crate::cli::delivery::kind_paint;
 use crate::cli::listen::{Received, Verdict};
 
 /// Reads, shows and books what happens.
@@ -175,13 +176,8 @@ impl<'a> Watch<'a> {
     fn show_transition(&self, event: &DeliveryEvent) -> Result<(), Failure> {
         let Some(delivery) = &event.delivery else { return Ok(()) };
         let kind = event.kind();
-        let paint = match kind {
-            DeliveryEventKind::Succeeded => Paint::Good,
-            DeliveryEventKind::AttemptFailed | DeliveryEventKind::AttemptLost => Paint::Waiting,
-            DeliveryEventKind::Failed | DeliveryEventKind::Canceled | DeliveryEventKind::Expired => Paint::Bad,
-            _ => Paint::Strong,
-        };
-        let mut what = self.screen.paint(paint, kind.as_str_name().trim_start_matches("DELIVERY_EVENT_KIND_"));
+        let mut what =
+            self.screen.paint(kind_paint(kind), kind.as_str_name().trim_start_matches("DELIVERY_EVENT_KIND_"));
         if let Some(attempt) = &event.attempt {
             let result = match attempt.status_code {
                 0 => attempt.error.escape_debug().to_string(),
