@@ -1,6 +1,6 @@
 //! A claim from the database's side to the engine's: the rows, then the endpoints and events that their requests need.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,8 +8,9 @@ use super::attempt::{self, Ready};
 use super::roster::Current;
 use super::{Shared, spans};
 use crate::domain::event::Event;
-use crate::domain::id::{EndpointId, EventId};
+use crate::domain::id::{DeliveryId, EndpointId, EventId};
 use crate::domain::time::Timestamp;
+use crate::domain::trace::TraceId;
 use crate::store::{self, Claimed, Claims, Elsewhere, LEASE, LaneRequest, Settlement, Taken};
 use crate::telemetry::log::few;
 
@@ -28,6 +29,33 @@ pub(super) struct Done {
     pub(super) refused: Vec<EndpointId>,
     /// Endpoints that cannot be read here: what was claimed for them has gone back.
     pub(super) unreadable: Vec<EndpointId>,
+}
+
+/// A claim that was never started, and the trace that it belongs to, where its event was read.
+pub(super) struct Unstarted {
+    claim: (DeliveryId, i32),
+    trace_id: Option<TraceId>,
+}
+
+impl From<Claimed> for Unstarted {
+    fn from(one: Claimed) -> Self {
+        Self { claim: (one.id, one.claim_gen), trace_id: None }
+    }
+}
+
+impl From<Ready> for Unstarted {
+    fn from(ready: Ready) -> Self {
+        Self { trace_id: Some(ready.event.trace_id()), ..ready.claimed.into() }
+    }
+}
+
+impl Done {
+    /// All of it, where nothing of it is to be started.
+    pub(super) fn into_unstarted(self) -> impl Iterator<Item = Unstarted> {
+        let ready: HashSet<DeliveryId> = self.ready.iter().map(|one| one.claimed.id).collect();
+        let others = self.claimed.into_iter().filter(move |one| !ready.contains(&one.id));
+        self.ready.into_iter().map(Unstarted::from).chain(others.map(Unstarted::from))
+    }
 }
 
 /// How long before its lease could lapse a request must have begun: from then on the delivery may be another replica's.
@@ -123,17 +151,18 @@ async fn prepare(shared: &Shared, claimed: &[Claimed], start_by: Instant) -> sto
 }
 
 /// Hands claims back that were never started.
-pub(super) async fn release(shared: &Shared, claimed: Vec<Claimed>) {
-    if claimed.is_empty() {
+pub(super) async fn release(shared: &Shared, unstarted: Vec<impl Into<Unstarted>>) {
+    if unstarted.is_empty() {
         return;
     }
-    let claims: Vec<_> = claimed.iter().map(|one| (one.id, one.claim_gen)).collect();
+    let (claims, traces): (Vec<_>, Vec<_>) =
+        unstarted.into_iter().map(Into::into).map(|one: Unstarted| (one.claim, one.trace_id)).unzip();
     if let Err(error) = shared.store.release(&claims).await {
-        let deliveries = claimed.iter().map(|one| one.id);
         tracing::warn!(
             %error,
             claims = claims.len(),
-            deliveries = %few(deliveries),
+            deliveries = %few(claims.iter().map(|(id, _)| id)),
+            trace_ids = %few(traces.iter().flatten()),
             "claims were not handed back; their leases will lapse"
         );
     }

@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Shared;
 use crate::domain::id::DeliveryId;
+use crate::domain::trace::TraceId;
 use crate::telemetry::log::few;
 
 /// Every claim from its dispatch to the commit of its result.
@@ -18,6 +19,8 @@ pub(super) struct Leases(Mutex<HashMap<DeliveryId, Held>>);
 struct Held {
     claim_gen: i32,
     renewed_at: Instant,
+    /// Where its event was read.
+    trace_id: Option<TraceId>,
 }
 
 /// A lease is renewed once it is this old: twice before its 12 s are over.
@@ -28,10 +31,11 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const BATCH_MAX: usize = 500;
 
 impl Leases {
-    /// These claims are held from now on.
-    pub(super) fn hold(&self, claims: impl IntoIterator<Item = (DeliveryId, i32)>) {
+    /// These claims are held from now on, each with the trace that it belongs to.
+    pub(super) fn hold(&self, claims: impl IntoIterator<Item = (DeliveryId, i32, Option<TraceId>)>) {
         let renewed_at = Instant::now();
-        self.lock().extend(claims.into_iter().map(|(id, claim_gen)| (id, Held { claim_gen, renewed_at })));
+        let held = |(id, claim_gen, trace_id)| (id, Held { claim_gen, renewed_at, trace_id });
+        self.lock().extend(claims.into_iter().map(held));
     }
 
     /// These are not held any more.
@@ -47,6 +51,12 @@ impl Leases {
         let mut ids: Vec<_> = self.lock().keys().copied().collect();
         ids.sort_unstable();
         ids
+    }
+
+    /// The traces of those that are held, for the log.
+    pub(super) fn trace_ids(&self, ids: impl IntoIterator<Item = DeliveryId>) -> Vec<TraceId> {
+        let held = self.lock();
+        ids.into_iter().filter_map(|id| held.get(&id)?.trace_id).collect()
     }
 
     /// How many are held.
@@ -84,8 +94,14 @@ pub(super) async fn renew_while_held(shared: Arc<Shared>, end: CancellationToken
                 }
                 Ok(_) => {}
                 Err(error) => {
-                    let deliveries = few(batch.iter().map(|(id, _)| id));
-                    tracing::warn!(%error, leases = batch.len(), %deliveries, "leases were not renewed");
+                    let traces = shared.leases.trace_ids(batch.iter().map(|(id, _)| *id));
+                    tracing::warn!(
+                        %error,
+                        leases = batch.len(),
+                        deliveries = %few(batch.iter().map(|(id, _)| id)),
+                        trace_ids = %few(traces),
+                        "leases were not renewed"
+                    );
                 }
             }
         }

@@ -163,8 +163,12 @@ async fn run(
     // Requests that outlast the grace time, and results that the database did not take in time.
     let left = shared.leases.ids();
     if !left.is_empty() {
-        let deliveries = few(&left);
-        tracing::warn!(attempts = left.len(), %deliveries, "attempts did not end in time; they will show as LOST");
+        tracing::warn!(
+            attempts = left.len(),
+            deliveries = %few(&left),
+            trace_ids = %few(shared.leases.trace_ids(left.iter().copied())),
+            "attempts did not end in time; they will show as LOST"
+        );
     }
     all_done.cancel();
     let _ = renewal.await;

@@ -29,11 +29,12 @@ pub use self::quotas::Rates;
 use self::quotas::{Grant, Quotas};
 use self::sweep::{SWEEP_EVERY_MIN, pauses, sweep};
 use super::attempt::{self, Ended, Ready};
-use super::claims::{Done, claim, release};
+use super::claims::{Done, Unstarted, claim, release};
 use super::lane::{Appetite, Ask, Lane};
 use super::membership::{Membership, Tenure, View};
 use super::{COMPLETIONS_MAX, Config, Shared, sleep_until, told};
 use crate::domain::endpoint::MAX_IN_FLIGHT_DEFAULT;
+use crate::domain::event::Event;
 use crate::domain::id::EndpointId;
 use crate::domain::schedule::Priority;
 use crate::domain::time::Timestamp;
@@ -127,12 +128,12 @@ pub(super) async fn run(
     }
     // What has not been started goes back: claimed ahead, or being claimed right now.
     let now = Instant::now();
-    let mut unstarted: Vec<Claimed> = scheduler.end_offers(&mut taken).await;
+    let mut unstarted: Vec<Unstarted> = scheduler.end_offers(&mut taken).await;
     for lane in scheduler.lanes.values_mut() {
-        unstarted.extend(lane.give_up_ready(now, None).into_iter().map(|ready| ready.claimed));
+        unstarted.extend(lane.give_up_ready(now, None).into_iter().map(Unstarted::from));
     }
     while let Some(Ok(claim)) = scheduler.claims.join_next().await {
-        unstarted.extend(claim.outcome.map(|done| done.claimed).unwrap_or_default());
+        unstarted.extend(claim.outcome.into_iter().flat_map(Done::into_unstarted));
     }
     release(shared, unstarted).await;
 }
@@ -385,17 +386,21 @@ impl Scheduler {
     /// Makes what was claimed ready; ends at once what is not to be sent.
     fn dispatch(&mut self, done: Done) {
         let now = Instant::now();
-        self.shared.leases.hold(done.claimed.iter().map(|one| (one.id, one.claim_gen)));
         let mut unsent: HashMap<_, Claimed> = done.claimed.into_iter().map(|one| (one.id, one)).collect();
+        let held = |ready: &Ready| (ready.claimed.id, ready.claimed.claim_gen, Some(ready.event.trace_id()));
+        self.shared.leases.hold(done.ready.iter().map(held));
         for ready in done.ready {
             unsent.remove(&ready.claimed.id);
             self.lane(ready.claimed.endpoint, now).make_ready(ready, now);
         }
+        let event_of = |one: &Claimed| done.unsent_events.get(&one.event).map(Arc::as_ref);
+        let held = |one: &Claimed| (one.id, one.claim_gen, event_of(one).map(Event::trace_id));
+        self.shared.leases.hold(unsent.values().map(held));
         self.held -= unsent.len();
         for claimed in unsent.into_values() {
             let settlement = attempt::without_request(&claimed, claimed.claimed_at)
                 .unwrap_or_else(|| store::Settlement::Failed("the event's payload is no longer kept".to_owned()));
-            let event = done.unsent_events.get(&claimed.event).map(Arc::as_ref);
+            let event = event_of(&claimed);
             told::of_unsent(&claimed, event, &settlement);
             let completion = attempt::completion_without_request(&claimed, event, settlement);
             let shared = Arc::clone(&self.shared);
@@ -436,10 +441,9 @@ impl Scheduler {
             return;
         }
         self.held -= unstarted.len();
-        let claimed: Vec<Claimed> = unstarted.into_iter().map(|ready| ready.claimed).collect();
-        self.shared.leases.drop_all(claimed.iter().map(|one| one.id));
+        self.shared.leases.drop_all(unstarted.iter().map(|ready| ready.claimed.id));
         let shared = Arc::clone(&self.shared);
-        self.shared.attempts.spawn(async move { release(&shared, claimed).await });
+        self.shared.attempts.spawn(async move { release(&shared, unstarted).await });
     }
 
     fn lane(&mut self, endpoint: EndpointId, now: Instant) -> &mut Lane<Ready> {

@@ -3,6 +3,7 @@
 use hooklane::api::proto::*;
 use hooklane::cli::listen::{Behaviour, Receiver, ReceiverOptions};
 use http::StatusCode;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::program::{Replica, run};
 use crate::support::{connection, database, eventually};
@@ -253,6 +254,80 @@ async fn an_attempt_that_was_lost_with_its_worker_is_logged_by_who_finds_it() {
     assert_eq!(all.len(), 1, "once: {all:?}");
     assert_eq!((&all[0]["level"], &all[0]["attempts"]), (&"INFO".into(), &1.into()));
     assert_eq!((&all[0]["deliveries"], &all[0]["trace_ids"]), (&delivery.as_str().into(), &TRACE_ID.into()));
+}
+
+#[tokio::test]
+async fn leases_that_are_not_renewed_and_attempts_that_do_not_end_are_logged_with_their_traces() {
+    let silent = Behaviour { silent: true, ..Behaviour::default() };
+    let receiver = Receiver::start(ReceiverOptions { behaviour: silent, ..ReceiverOptions::default() });
+    let receiver = receiver.await.expect("a receiver");
+    let url = database().await;
+    let mut database = connection(&url).await;
+    let mut change = async |statement: &'static str| {
+        sqlx::query(statement).execute(&mut database).await.expect(statement);
+    };
+    let settings = [("HOOKLANE_LOG_FORMAT", "json"), ("HOOKLANE_SHUTDOWN_GRACE", "1ms")];
+    let mut replica = Replica::start(&url, &settings).await;
+    let client = client(&replica).await;
+    register(&client, &receiver.url()).await;
+    let delivery = publish(&client, "order.created").await;
+    receiver.next().await.expect("a request");
+
+    change("alter table hooklane.outstanding rename to elsewhere").await;
+    let kept = eventually("it is told", || async { saying(&replica, "leases were not renewed").pop() }).await;
+    change("alter table hooklane.elsewhere rename to outstanding").await;
+    replica.signal("TERM").await;
+    replica.ended().await;
+    let left = saying(&replica, "attempts did not end in time; they will show as LOST").remove(0);
+    for line in [kept, left] {
+        assert_eq!((&line["deliveries"], &line["trace_ids"]), (&delivery.as_str().into(), &TRACE_ID.into()), "{line}");
+    }
+}
+
+/// Answers the first request with 200, and no other at all.
+async fn one_answer() -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let url = format!("http://{}/", listener.local_addr().expect("bound"));
+    tokio::spawn(async move {
+        let mut open = Vec::new();
+        while let Ok((mut stream, _)) = listener.accept().await {
+            if open.is_empty() {
+                let mut request = [0; 8_192];
+                let _ = stream.read(&mut request).await;
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").await;
+            }
+            open.push(stream);
+        }
+    });
+    url
+}
+
+#[tokio::test]
+async fn claims_that_are_not_handed_back_are_logged_with_their_traces() {
+    let url = database().await;
+    let replica = Replica::start(&url, &[("HOOKLANE_LOG_FORMAT", "json")]).await;
+    let mut client = client(&replica).await;
+    let endpoint = Endpoint { url: one_answer().await, max_in_flight: 1, ..Endpoint::default() };
+    let register = RegisterEndpointRequest { endpoint: Some(endpoint), secret: String::new() };
+    let endpoint_id =
+        client.register_endpoint(register).await.expect("registered").into_inner().endpoint.expect("one").id;
+    let refuse = "create function no_way_back() returns trigger language plpgsql as
+                    'begin raise exception ''no way back''; end';
+                  create trigger no_way_back before update on hooklane.outstanding for each row
+                    when (new.attempt_count < old.attempt_count) execute function no_way_back()";
+    sqlx::raw_sql(refuse).execute(&mut connection(&url).await).await.expect("a trigger");
+
+    // The answer to the first lets two more be claimed, one of them ahead of the cap.
+    client.pause_endpoint(PauseEndpointRequest { endpoint_id: endpoint_id.clone() }).await.expect("paused");
+    let mut deliveries = Vec::new();
+    for _ in 0..3 {
+        deliveries.push(publish(&client, "order.created").await);
+    }
+    client.resume_endpoint(ResumeEndpointRequest { endpoint_id }).await.expect("resumed");
+    let words = "claims were not handed back; their leases will lapse";
+    let line = eventually("it is told", || async { saying(&replica, words).pop() }).await;
+    assert_eq!((&line["claims"], &line["trace_ids"]), (&1.into(), &TRACE_ID.into()), "{line}");
+    assert!(deliveries.iter().any(|id| line["deliveries"] == id.as_str()), "{line}");
 }
 
 #[tokio::test]

@@ -8,15 +8,15 @@ use tokio::sync::mpsc;
 
 use super::{Scheduler, UNREADABLE_PAUSE};
 use crate::domain::id::EndpointId;
-use crate::engine::claims;
-use crate::store::{self, Claimed, Taken};
+use crate::engine::claims::{self, Done, Unstarted};
+use crate::store::{self, Taken};
 use crate::telemetry::log::few;
 
 /// What was taken, made ready.
 pub(super) struct Arrival {
     view: u64,
     room: Vec<(EndpointId, u32)>,
-    outcome: store::Result<claims::Done>,
+    outcome: store::Result<Done>,
 }
 
 impl Scheduler {
@@ -97,14 +97,14 @@ impl Scheduler {
     }
 
     /// What had been taken when the last view ended, and was not started: it goes back. Waits for what is under way.
-    pub(super) async fn end_offers(&mut self, taken: &mut mpsc::UnboundedReceiver<Taken>) -> Vec<Claimed> {
+    pub(super) async fn end_offers(&mut self, taken: &mut mpsc::UnboundedReceiver<Taken>) -> Vec<Unstarted> {
         let to_come = self.withdraw_all(u64::MAX).saturating_sub(self.arrivals.len());
         let mut unstarted = Vec::new();
         for _ in 0..to_come {
-            unstarted.extend(taken.recv().await.into_iter().flat_map(|taken| taken.claimed));
+            unstarted.extend(taken.recv().await.into_iter().flat_map(|taken| taken.claimed).map(Unstarted::from));
         }
         while let Some(Ok(arrival)) = self.arrivals.join_next().await {
-            unstarted.extend(arrival.outcome.map(|done| done.claimed).unwrap_or_default());
+            unstarted.extend(arrival.outcome.into_iter().flat_map(Done::into_unstarted));
         }
         unstarted
     }
