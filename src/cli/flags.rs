@@ -33,6 +33,12 @@ pub(super) const FILTERS: Typed = &[
 pub(super) const ID: Typed =
     &[("event_id", "ID"), ("delivery_id", "ID"), ("endpoint_id", "ID"), ("endpoint.id", "ID"), ("alert_id", "ID")];
 
+/// A number of things, of which at least one is wanted.
+pub(super) fn some(text: &str) -> Result<u64, String> {
+    let number = text.parse().ok().filter(|number| *number > 0);
+    number.ok_or_else(|| "is not a whole number of 1 or more".to_owned())
+}
+
 /// A time in RFC 3339, or a span before now: `90m`, `7d`.
 pub(super) fn past(text: &str) -> Result<prost_types::Timestamp, String> {
     moment(text, "before").ok_or_else(|| {

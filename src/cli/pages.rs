@@ -10,7 +10,7 @@ use super::{Failure, say};
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub(super) struct PageArgs {
     /// How many to show at most, newest first
-    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = super::flags::some)]
     limit: u64,
     /// Show all there are
     #[arg(long, conflicts_with = "limit")]

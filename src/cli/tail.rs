@@ -54,7 +54,7 @@ pub struct Args {
     #[arg(long, value_name = "TOKEN")]
     resume_token: Option<String>,
     /// End after so many events
-    #[arg(long, short = 'n', value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, short = 'n', value_name = "N", value_parser = flags::some)]
     count: Option<u64>,
     #[command(flatten)]
     call: CallArgs,

@@ -117,7 +117,7 @@ pub struct Args {
     quiet: bool,
 
     /// End after N requests; further ones are turned away
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", value_parser = super::flags::some)]
     count: Option<u64>,
 }
 

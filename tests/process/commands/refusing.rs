@@ -32,7 +32,7 @@ async fn refusals_are_told_with_field_and_reason_and_exit_codes_tell_them_apart(
         (&["delivery", "show", "dlv_1"], 64, &["\n  ID "]),
         (&["delivery", "show", NOBODY], 1, &["NOT_FOUND (DELIVERY_NOT_FOUND)", NOBODY]),
         (&["delivery", "list", "--state", "lost"], 64, &["--state", "in-flight"]),
-        (&["delivery", "list", "--limit", "0"], 64, &["--limit"]),
+        (&["delivery", "list", "--limit", "0"], 64, &["'0' for '--limit <N>': is not a whole number of 1 or more"]),
         (&["endpoint", "update", "ep_01h455vb4pex5vsknk084sn02q"], 64, &["nothing is named"]),
         (&["endpoint", "add"], 64, &["URL"]),
         (&["endpoint", "add", "--from", "/nowhere/at/all"], 64, &["/nowhere/at/all"]),
