@@ -2,12 +2,12 @@
 //!
 //! A bucket is a sixteenth of a doubling wide: what is read off is within 3.2 % of what went in.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// Counts of spans by bucket.
+/// Counts of spans by bucket, ascending: there are several histograms for each endpoint in use, of some forty buckets, so
+/// they are kept as small as they can be. A count stops at what its type holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Histogram(BTreeMap<u16, u64>);
+pub struct Histogram(Vec<(u16, u32)>);
 
 /// Buckets of a doubling, as a power of two.
 const SUB_BITS: u32 = 4;
@@ -16,19 +16,26 @@ impl Histogram {
     /// Counts one span.
     pub fn add(&mut self, span: Duration) {
         let micros = u64::try_from(span.as_micros()).unwrap_or(u64::MAX);
-        *self.0.entry(bucket(micros)).or_default() += 1;
+        self.add_to(bucket(micros), 1);
+    }
+
+    fn add_to(&mut self, bucket: u16, more: u32) {
+        match self.0.binary_search_by_key(&bucket, |(known, _)| *known) {
+            Ok(place) => self.0[place].1 = self.0[place].1.saturating_add(more),
+            Err(place) => self.0.insert(place, (bucket, more)),
+        }
     }
 
     /// Adds what another one counted.
     pub fn merge(&mut self, other: &Self) {
         for (bucket, count) in &other.0 {
-            *self.0.entry(*bucket).or_default() += count;
+            self.add_to(*bucket, *count);
         }
     }
 
     /// How many were counted.
     pub fn count(&self) -> u64 {
-        self.0.values().sum()
+        self.0.iter().map(|(_, count)| u64::from(*count)).sum()
     }
 
     /// The span that this share (0 to 1) of those counted does not exceed, about; `None` if none was counted.
@@ -36,7 +43,7 @@ impl Histogram {
         let rank = ((self.count() as f64 * share).ceil() as u64).max(1);
         let mut seen = 0;
         let found = self.0.iter().find(|(_, count)| {
-            seen += *count;
+            seen += u64::from(*count);
             seen >= rank
         });
         found.map(|(bucket, _)| Duration::from_micros(middle(*bucket)))
@@ -48,7 +55,7 @@ impl Histogram {
         let mut last = 0;
         for (bucket, count) in &self.0 {
             write_number(&mut bytes, u64::from(bucket - last));
-            write_number(&mut bytes, *count);
+            write_number(&mut bytes, u64::from(*count));
             last = *bucket;
         }
         bytes
@@ -56,13 +63,13 @@ impl Histogram {
 
     /// The inverse of [`Self::to_bytes`]; `None` where the bytes are none of its.
     pub fn from_bytes(mut bytes: &[u8]) -> Option<Self> {
-        let mut counts = BTreeMap::new();
+        let mut read = Self::default();
         let mut last: u16 = 0;
         while !bytes.is_empty() {
             last = last.checked_add(u16::try_from(read_number(&mut bytes)?).ok()?)?;
-            counts.insert(last, read_number(&mut bytes)?);
+            read.add_to(last, u32::try_from(read_number(&mut bytes)?).unwrap_or(u32::MAX));
         }
-        Some(Self(counts))
+        Some(read)
     }
 }
 
@@ -141,6 +148,9 @@ mod tests {
         assert_eq!(Histogram::from_bytes(&[1]), None);
         assert_eq!(Histogram::from_bytes(&[0xff; 30]), None);
         assert!(Histogram::from_bytes(&[0xff, 0xff, 0x03, 1]).expect("one").quantile(0.5).is_some());
+        let mut full = Histogram::from_bytes(&[1, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01]).expect("more than it holds");
+        full.merge(&of(&[1]));
+        assert_eq!(full.count(), u64::from(u32::MAX), "a count stops");
     }
 
     proptest! {
