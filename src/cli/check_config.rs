@@ -10,7 +10,7 @@ use crate::config::{Config, Effective, Profile};
 ///
 /// Reads file, environment and flags as `serve` does, certificates and keys included, and opens nothing: neither ports nor
 /// the database. Exit code 64 where anything is wrong, with name, value and what is allowed of each.
-#[derive(Debug, Clone, clap::Args)]
+#[derive(clap::Args)]
 #[command(
     after_long_help = "Examples:\n  hooklane check-config --config /etc/hooklane/hooklane.toml\n  hooklane check-config --all --json"
 )]

@@ -1,6 +1,7 @@
 //! The database that some commands work on by themselves, whether replicas run or not: where it is, and what it means when
 //! it refuses something.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use super::Failure;
@@ -10,7 +11,7 @@ use crate::store::Error;
 use crate::telemetry::log;
 
 // Where it is. Not in the documentation, which would become that of the commands it is the only argument of.
-#[derive(Debug, Clone, clap::Args)]
+#[derive(Clone, clap::Args)]
 pub(super) struct Where {
     /// A TOML file of settings
     #[arg(long, value_name = "FILE", env = "HOOKLANE_CONFIG")]
@@ -27,6 +28,13 @@ impl Where {
         let config = load(Profile::Migrate, &flags)?;
         log::start(&config.log);
         Ok(config)
+    }
+}
+
+/// Without the URL, which may have a password in it.
+impl fmt::Debug for Where {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Where").field("config", &self.config).finish_non_exhaustive()
     }
 }
 

@@ -21,7 +21,7 @@ use crate::telemetry::log;
 /// root too. With `--database-url` that database is used instead.
 ///
 /// Prints one line when it is ready: `ready grpc=ADDR ops=ADDR`.
-#[derive(Debug, clap::Args)]
+#[derive(clap::Args)]
 #[command(
     after_long_help = "Examples:\n  hooklane dev\n  hooklane dev --ephemeral --grpc-addr 127.0.0.1:0 --ops-addr 127.0.0.1:0"
 )]

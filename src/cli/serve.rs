@@ -17,7 +17,7 @@ use crate::telemetry::log;
 ///
 /// SIGTERM or SIGINT drain: nothing more is accepted, requests under way end within the grace time, every result is put
 /// on record, exit code 0. A second signal ends at once.
-#[derive(Debug, clap::Args)]
+#[derive(clap::Args)]
 #[command(
     after_long_help = "Example:\n  export DATABASE_URL=postgres://hooklane@db/hooklane\n  hooklane key create --name me --role \
                        admin --all-tenants\n  hooklane serve"
@@ -50,10 +50,20 @@ impl ServeFlags {
 pub async fn run(args: Args) -> Result<(), Failure> {
     let config = load(Profile::Serve, &args.flags.read())?;
     log::start(&config.log);
+    keep_memory_to_itself();
     let mut signals = Signals::listen()?;
     let app = start(config).await?;
     signals.first().await;
     signals.drain(app.stop()).await
+}
+
+/// What is in memory are master keys, secrets and payloads: a process that crashes leaves none of it on a disk. Whoever
+/// wants a core raises the limit of the running process (prlimit(1)).
+fn keep_memory_to_itself() {
+    let core = rlimit::Resource::CORE;
+    if let Err(error) = core.get().and_then(|(_, hard)| core.set(0, hard)) {
+        tracing::warn!(%error, "a crash may leave secrets in a core file: its limit could not be set");
+    }
 }
 
 /// Reads the settings of this process.

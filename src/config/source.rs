@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::{SETTINGS, Setting};
 
 /// The settings that have flags of their own.
-#[derive(Debug, Clone, Default, clap::Args)]
+#[derive(Clone, Default, clap::Args)]
 pub struct Flags {
     /// A TOML file of settings; a key `section.key` of it is `HOOKLANE_SECTION_KEY` in the environment
     #[arg(long, value_name = "FILE", env = "HOOKLANE_CONFIG")]
@@ -27,6 +27,20 @@ pub struct Flags {
     /// Whether calls without authentication may come from other machines
     #[arg(skip)]
     pub insecure: bool,
+}
+
+/// Without the database's URL, which may have a password in it.
+impl fmt::Debug for Flags {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { config, grpc_addr, ops_addr, roles, database_url: _, insecure } = self;
+        f.debug_struct("Flags")
+            .field("config", config)
+            .field("grpc_addr", grpc_addr)
+            .field("ops_addr", ops_addr)
+            .field("roles", roles)
+            .field("insecure", insecure)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Everything that is wrong with the settings, one a line.
@@ -50,11 +64,17 @@ pub(super) struct Source {
     problems: Vec<String>,
 }
 
-#[derive(Debug)]
 struct Value {
     text: String,
     /// How whoever set it calls it.
     name: String,
+}
+
+/// Without the text: some are secrets.
+impl fmt::Debug for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Value").field(&self.name).finish()
+    }
 }
 
 impl Source {

@@ -49,7 +49,9 @@ pub(super) fn read(environment: &BTreeMap<String, String>, problems: &mut Vec<St
             if is_whole { endpoint.to_owned() } else { format!("{}/v1/traces", endpoint.trim_end_matches('/')) }
         }
         _ => {
-            variables.refuse(variable, endpoint, "is no address; allowed is http://HOST:PORT or https://HOST:PORT");
+            // What stands before an `@` is a credential.
+            let shown = if endpoint.contains('@') { "its value" } else { endpoint };
+            variables.refuse(variable, shown, "is no address; allowed is http://HOST:PORT or https://HOST:PORT");
             String::new()
         }
     };
@@ -252,6 +254,7 @@ mod tests {
             ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/ca.pem"),
             ("OTEL_EXPORTER_OTLP_TIMEOUT", "soon"),
             ("OTEL_EXPORTER_OTLP_HEADERS", "secret"),
+            ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "user:secret@collector"),
             ("OTEL_RESOURCE_ATTRIBUTES", "=x"),
             ("OTEL_TRACES_SAMPLER", "jaeger_remote"),
             ("OTEL_TRACES_SAMPLER_ARG", "2"),
@@ -259,7 +262,7 @@ mod tests {
         ] {
             let problems = load(&[endpoint, (name, bad)]).expect_err(name);
             assert!(problems.len() == 1 && problems[0].starts_with(name), "{problems:?}");
-            assert_eq!(problems[0].contains(bad), name != "OTEL_EXPORTER_OTLP_HEADERS", "{problems:?}");
+            assert_eq!(problems[0].contains(bad), !bad.contains("secret"), "{problems:?}");
         }
     }
 }

@@ -58,7 +58,6 @@ use std::time::{Duration, Instant};
 
 use rand::TryRng as _;
 use rand::rngs::SysRng;
-use sqlx::postgres::PgConnectOptions;
 use sqlx::types::Uuid;
 use tokio::sync::Notify;
 
@@ -131,7 +130,7 @@ pub struct Store {
     /// The live stream's, so that whoever replays the past holds up nobody who reads or writes.
     stream: Connections,
     /// Of the connection beside the pools.
-    session_options: PgConnectOptions,
+    session_options: pool::SessionOptions,
     clock: DbClock,
     directory: Directory,
     backlog: Backlog,

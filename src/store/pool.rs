@@ -167,7 +167,16 @@ pub(super) struct Pools {
     /// The live stream's.
     pub(super) stream: Connections,
     /// Of the one connection beside the pools, by which this replica is one of several.
-    pub(super) session_options: PgConnectOptions,
+    pub(super) session_options: SessionOptions,
+}
+
+/// How the session is opened: with the database's password, which whoever prints it must not.
+pub(super) struct SessionOptions(pub(super) PgConnectOptions);
+
+impl fmt::Debug for SessionOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SessionOptions(…)")
+    }
 }
 
 /// A database's URL as it has to be written.
@@ -222,7 +231,7 @@ pub(super) async fn connect(config: &Config) -> Result<Pools, ConnectError> {
     let _ = probe.close().await;
     let doubt = Doubt::none();
     let open = |size: u32, options: PgConnectOptions| Connections::open_lazily(pool(size), options, &doubt, PATIENCE);
-    let session_options = super::replicas::for_session(for_readers.clone());
+    let session_options = SessionOptions(super::replicas::for_session(for_readers.clone()));
     let reader = open(readers_max, for_readers);
     // Its statements meet how many rows follow on a transaction, which the planner cannot know, and every few
     // milliseconds dozens of days' partitions, which take it longer than the reading.

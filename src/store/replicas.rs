@@ -99,7 +99,7 @@ impl Store {
     /// Connects beside the pools and listens: what is told from here on is heard.
     pub async fn session(&self) -> Result<Session> {
         let pool = PgPoolOptions::new().max_connections(1).max_lifetime(None).idle_timeout(None);
-        let pool = pool.acquire_timeout(PATIENCE).connect_lazy_with(self.session_options.clone());
+        let pool = pool.acquire_timeout(PATIENCE).connect_lazy_with(self.session_options.0.clone());
         let id = self.clock.new_uuid();
         let listener = soon(async {
             let mut listener = PgListener::connect_with(&pool).await?;

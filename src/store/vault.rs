@@ -31,7 +31,7 @@ pub struct Encryption {
 pub(super) struct Vault(Encryption);
 
 /// A value as a row has it: sealed under a key, or as it is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub(super) struct Kept {
     pub(super) bytes: Vec<u8>,
     pub(super) key_id: Option<String>,

@@ -42,12 +42,12 @@ pub struct Config {
     pub batch: Batch,
 }
 
-/// Without the headers, which may have a credential among them.
+/// Without the headers, which may have a credential among them, and without what an address may have before its `@`.
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Config")
             .field("protocol", &self.protocol)
-            .field("endpoint", &self.endpoint)
+            .field("endpoint", &self.endpoint.rsplit('@').next())
             .field("timeout", &self.timeout)
             .field("sampler", &self.sampler)
             .field("resource", &self.resource)

@@ -6,6 +6,7 @@ mod commands;
 mod ending;
 mod load;
 mod logging;
+mod panicking;
 mod policies;
 #[allow(dead_code, reason = "its name is for the tests of faults")]
 mod program;

@@ -1,5 +1,6 @@
 //! The API key that a command calls a service with, where that asks for one.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use tonic::metadata::{Ascii, MetadataValue};
@@ -9,7 +10,7 @@ use tonic::{Request, Status};
 use super::Failure;
 
 /// Where the key is. The variables are read here and not by clap: whichever flag is given goes before both of them.
-#[derive(Debug, Clone, clap::Args)]
+#[derive(Clone, clap::Args)]
 pub(super) struct CredentialArgs {
     /// The API key; other users here can see it [env: HOOKLANE_API_KEY]
     #[arg(long, global = true, value_name = "KEY", conflicts_with = "api_key_file", help_heading = "Connection")]
@@ -17,6 +18,13 @@ pub(super) struct CredentialArgs {
     /// A file with the API key [env: HOOKLANE_API_KEY_FILE]
     #[arg(long, global = true, value_name = "FILE", help_heading = "Connection")]
     api_key_file: Option<PathBuf>,
+}
+
+/// Without the key.
+impl fmt::Debug for CredentialArgs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CredentialArgs").field("api_key_file", &self.api_key_file).finish_non_exhaustive()
+    }
 }
 
 /// Adds the key to each call, if there is one.
@@ -95,6 +103,7 @@ mod tests {
         let text = |text: &str| Some(text.to_owned());
         let read = |api_key, api_key_file, key, key_file| -> Result<Option<String>, Failure> {
             let args = CredentialArgs { api_key, api_key_file };
+            assert!(!format!("{args:?}").contains("cret"), "{args:?}");
             let bearer = args.read_beside(key, key_file)?;
             Ok(bearer.0.map(|header| header.to_str().unwrap().to_owned()))
         };
