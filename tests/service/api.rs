@@ -5,6 +5,7 @@
 mod abuse;
 mod access;
 mod alerting;
+mod canaries;
 mod dead_letters;
 mod delivering;
 mod edge;

@@ -29,7 +29,7 @@ const SPAN_ID: &str = "b7ad6b7169203331";
 
 /// What a collector was sent.
 #[derive(Debug, Clone, Default)]
-struct Sink(Arc<Mutex<Vec<ExportTraceServiceRequest>>>);
+pub(super) struct Sink(Arc<Mutex<Vec<ExportTraceServiceRequest>>>);
 
 #[tonic::async_trait]
 impl TraceService for Sink {
@@ -47,7 +47,7 @@ impl TraceService for Sink {
 
 impl Sink {
     /// Takes OTLP over gRPC.
-    async fn grpc() -> (Self, String) {
+    pub(super) async fn grpc() -> (Self, String) {
         let sink = Self::default();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
@@ -88,8 +88,13 @@ impl Sink {
         (sink, format!("http://{address}"))
     }
 
+    /// Everything it was sent, as it came.
+    pub(super) fn sent(&self) -> Vec<ExportTraceServiceRequest> {
+        self.0.lock().expect("a lock").clone()
+    }
+
     /// Everything it was sent, with the process each is of.
-    fn spans(&self) -> Vec<Seen> {
+    pub(super) fn spans(&self) -> Vec<Seen> {
         let exports = self.0.lock().expect("a lock");
         let resources = exports.iter().flat_map(|export| &export.resource_spans);
         resources
@@ -118,8 +123,8 @@ impl Sink {
 
 /// A span and what is said of its process.
 #[derive(Debug, Clone)]
-struct Seen {
-    span: Span,
+pub(super) struct Seen {
+    pub(super) span: Span,
     of: BTreeMap<String, String>,
 }
 
@@ -136,7 +141,7 @@ impl Seen {
         hex(&self.span.trace_id)
     }
 
-    fn value(&self, name: &str) -> String {
+    pub(super) fn value(&self, name: &str) -> String {
         values(&self.span.attributes).get(name).cloned().unwrap_or_default()
     }
 }
@@ -162,7 +167,7 @@ fn named<'s>(spans: &'s [Seen], name: &str) -> Vec<&'s Seen> {
 }
 
 /// Settings that send spans soon.
-fn settings(endpoint: &str, protocol: &'static str) -> Vec<(&'static str, String)> {
+pub(super) fn settings(endpoint: &str, protocol: &'static str) -> Vec<(&'static str, String)> {
     vec![
         ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.to_owned()),
         ("OTEL_EXPORTER_OTLP_PROTOCOL", protocol.to_owned()),
@@ -173,7 +178,7 @@ fn settings(endpoint: &str, protocol: &'static str) -> Vec<(&'static str, String
     ]
 }
 
-fn borrowed<'s>(
+pub(super) fn borrowed<'s>(
     settings: &'s [(&'static str, String)],
     more: &[(&'static str, &'s str)],
 ) -> Vec<(&'static str, &'s str)> {
