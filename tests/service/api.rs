@@ -27,6 +27,8 @@ mod publishing;
 mod receivers;
 mod refusals;
 mod replays;
+#[cfg(target_os = "linux")]
+mod resolving;
 mod resuming;
 mod retaining;
 mod retrying;

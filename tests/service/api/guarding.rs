@@ -12,7 +12,7 @@ use super::{Service, endpoint, event, fields, reason, service_with, told};
 use crate::support;
 
 /// What `serve` allows of its own accord, and plain http and any port, so that nothing but the address is in the way.
-const STRICT: [(&str, &str); 3] = [
+pub(super) const STRICT: [(&str, &str); 3] = [
     ("HOOKLANE_EGRESS_ALLOW_CIDRS", ""),
     ("HOOKLANE_EGRESS_ALLOW_HTTP", "true"),
     ("HOOKLANE_EGRESS_ALLOW_PORTS", "any"),
