@@ -434,6 +434,45 @@ mod tests {
         assert!(incoming.next().await.is_none());
     }
 
+    /// A certificate of our own, and how a handshake with whoever shows it begins.
+    fn tls() -> (Tls, Vec<u8>) {
+        let provider = || Arc::new(rustls::crypto::ring::default_provider());
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("made");
+        let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).expect("a key");
+        let server = rustls::ServerConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key)
+            .expect("a certificate");
+        let client = rustls::ClientConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_root_certificates(rustls::RootCertStore::empty())
+            .with_no_client_auth();
+        let name = "localhost".try_into().expect("a name");
+        let mut client = rustls::ClientConnection::new(Arc::new(client), name).expect("a connection");
+        let mut hello = Vec::new();
+        client.write_tls(&mut hello).expect("written");
+        (Tls::of(server), hello)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_handshake_that_stops_anywhere_is_ended_at_its_limit() {
+        let (tls, hello) = tls();
+        let (listener, address) = listener().await;
+        let _incoming = incoming(listener, Some(tls), 1_000, CancellationToken::new());
+        for said in [&[][..], &hello[..1], &hello[..hello.len() / 2], &hello] {
+            let since = Instant::now();
+            let mut caller = TcpStream::connect(address).await.expect("the kernel takes it in");
+            caller.write_all(said).await.expect("sent");
+            let mut rest = Vec::new();
+            let _ = caller.read_to_end(&mut rest).await;
+            assert_eq!(since.elapsed().as_secs(), HANDSHAKE_MAX.as_secs(), "after {} bytes", said.len());
+            assert_eq!(rest.is_empty(), said.len() < hello.len(), "it greets who has greeted");
+        }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_shutdown_does_not_wait_for_those_that_say_nothing() {
         let (listener, address) = listener().await;

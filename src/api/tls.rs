@@ -82,6 +82,12 @@ impl Tls {
         Files::read(config)?.server_config(config).map(|_| ())
     }
 
+    /// What never changes, for a test.
+    #[cfg(test)]
+    pub(super) fn of(config: ServerConfig) -> Self {
+        Self(watch::channel(Arc::new(config)).1)
+    }
+
     /// For the next connection.
     pub(super) fn current(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.0.borrow())

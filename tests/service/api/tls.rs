@@ -12,7 +12,7 @@ use rcgen::string::Ia5String;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{ClientConfig, ClientConnection, RootCertStore};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
@@ -82,12 +82,8 @@ async fn service(files: &Files, settings: &[(&str, String)]) -> (App, String) {
     (App::start(config).await.expect("the service starts"), database)
 }
 
-/// A connection that trusts `issuer` and shows `client`.
-async fn connect(
-    app: &App,
-    issuer: &Issuer,
-    client: Option<&(String, String)>,
-) -> std::io::Result<TlsStream<TcpStream>> {
+/// A caller that trusts `issuer` and shows `client`.
+fn caller(issuer: &Issuer, client: Option<&(String, String)>) -> Arc<ClientConfig> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(issuer.pem().as_bytes()).expect("PEM")).expect("a root");
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -103,9 +99,36 @@ async fn connect(
         }
     };
     config.alpn_protocols = vec![b"h2".to_vec()];
+    Arc::new(config)
+}
+
+fn localhost() -> ServerName<'static> {
+    ServerName::try_from("localhost").expect("a name")
+}
+
+/// A connection that trusts `issuer` and shows `client`.
+async fn connect(
+    app: &App,
+    issuer: &Issuer,
+    client: Option<&(String, String)>,
+) -> std::io::Result<TlsStream<TcpStream>> {
     let tcp = TcpStream::connect(app.grpc_addr().expect("it serves gRPC")).await?;
-    let name = ServerName::try_from("localhost").expect("a name");
-    TlsConnector::from(Arc::new(config)).connect(name, tcp).await
+    TlsConnector::from(caller(issuer, client)).connect(localhost(), tcp).await
+}
+
+/// The same from another address than that of the others here.
+async fn connect_from_elsewhere(app: &App) -> TcpStream {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.bind("127.0.0.3:0".parse().expect("an address")).expect("a loopback address");
+    socket.connect(app.grpc_addr().expect("it serves gRPC")).await.expect("connects")
+}
+
+/// How a handshake begins.
+fn client_hello(issuer: &Issuer) -> Vec<u8> {
+    let mut hello = Vec::new();
+    let mut connection = ClientConnection::new(caller(issuer, None), localhost()).expect("a connection");
+    connection.write_tls(&mut hello).expect("written");
+    hello
 }
 
 /// A channel over one connection.
@@ -257,21 +280,56 @@ async fn handshakes_that_never_end_hinder_nobody_and_are_ended() {
     files.write("cert", &cert);
     files.write("key", &key);
     let (app, _) = service(&files, &[]).await;
-    let address = app.grpc_addr().expect("it serves gRPC");
+    let hello = client_hello(&issuer);
+    // Nothing, the beginning of a record (RFC 8446, section 5.1), half a greeting, and all of it.
+    let forms = [&[][..], b"\x16\x03\x01", &hello[..hello.len() / 2], &hello];
     // More than may shake hands at once, all from another address than the one that calls.
     let mut silent = Vec::new();
-    for _ in 0..300 {
-        let socket = TcpSocket::new_v4().expect("a socket");
-        socket.bind("127.0.0.3:0".parse().expect("an address")).expect("a loopback address");
-        let mut stream = socket.connect(address).await.expect("connects");
-        // The beginning of a record. Source: RFC 8446, section 5.1.
-        stream.write_all(b"\x16\x03\x01").await.expect("sent");
-        silent.push(stream);
+    for said in forms.into_iter().cycle().take(300) {
+        let mut stream = connect_from_elsewhere(&app).await;
+        stream.write_all(said).await.expect("sent");
+        silent.push((stream, said.len() == hello.len()));
     }
     let secure = channel(connect(&app, &issuer, None).await.expect("trusted")).await.expect("HTTP/2");
     WebhookServiceClient::new(secure).publish(event("a")).await.expect("published");
-    for mut stream in silent {
+    let mut answered = 0;
+    for (mut stream, is_whole) in silent {
         let mut rest = Vec::new();
         let _ = super::soon("its end", stream.read_to_end(&mut rest)).await;
+        assert!(is_whole || rest.is_empty(), "who has not greeted is not answered");
+        answered += usize::from(!rest.is_empty());
     }
+    assert!(answered > 0, "some got as far as the server's greeting");
+    // All of it has been given back.
+    let stream = connect_from_elsewhere(&app).await;
+    let shaken = TlsConnector::from(caller(&issuer, None)).connect(localhost(), stream);
+    super::soon("a handshake", shaken).await.expect("trusted");
+}
+
+#[tokio::test]
+async fn an_address_has_no_more_unfinished_handshakes_than_connections() {
+    const MAX: usize = 8;
+    let (files, issuer) = (Files::new(), authority());
+    let (cert, key) = server_certificate(&issuer);
+    files.write("cert", &cert);
+    files.write("key", &key);
+    let (app, _) = service(&files, &[("HOOKLANE_LIMITS_CONNECTIONS_PER_ADDRESS", MAX.to_string())]).await;
+    let hello = client_hello(&issuer);
+    let mut open = Vec::new();
+    for _ in 0..5 * MAX {
+        let mut stream = connect_from_elsewhere(&app).await;
+        // Who is over the bound may be gone before this is sent.
+        let _ = stream.write_all(&hello).await;
+        open.push(stream);
+    }
+    // The address is full, and others are served.
+    let secure = channel(connect(&app, &issuer, None).await.expect("trusted")).await.expect("HTTP/2");
+    WebhookServiceClient::new(secure).publish(event("a")).await.expect("published");
+    let mut answered = 0;
+    for mut stream in open {
+        let mut rest = Vec::new();
+        let _ = super::soon("its end", stream.read_to_end(&mut rest)).await;
+        answered += usize::from(!rest.is_empty());
+    }
+    assert_eq!(answered, MAX, "the others were refused without an answer");
 }
