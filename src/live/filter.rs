@@ -4,7 +4,7 @@ use crate::domain::pattern::{EventPattern, any_matches};
 use crate::store::{TimelineEvent, TimelineFilter};
 
 /// All of its conditions must hold; an empty one always does.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Filter {
     /// What the database can tell, too, when the past is read.
     pub stored: TimelineFilter,

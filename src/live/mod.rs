@@ -4,6 +4,7 @@
 //! hints and polls otherwise; what it reads goes into one bounded ring, from which each subscriber filters. The past, and
 //! what a slow subscriber missed in the ring, is read from the table.
 
+mod audience;
 mod filter;
 #[doc(hidden)]
 pub mod fuzzing;

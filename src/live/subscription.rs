@@ -9,7 +9,8 @@ use std::sync::{Arc, Weak};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
-use super::ring::{Boundary, Look, Presence};
+use super::audience::Seat;
+use super::ring::{Boundary, End, Look, Presence};
 use super::token::Tokens;
 use super::{Ended, Filter};
 use crate::store::{Batch, Key, Page, Position, Store, TailError, TimelineEvent};
@@ -54,6 +55,11 @@ pub(super) struct Source {
 pub struct Subscription {
     filter: Arc<Filter>,
     source: Source,
+    /// Among those who want the same.
+    seat: Seat,
+    /// That there is something for them.
+    news: watch::Receiver<()>,
+    /// That the tailer has gone on.
     growth: watch::Receiver<u64>,
     /// Everything up to here was told, or is not wanted.
     position: Position,
@@ -92,13 +98,14 @@ struct Live {
 impl Subscription {
     /// Stands at `start`; the ring has what follows `boundary`.
     pub(super) fn new(filter: Filter, source: Source, start: Option<Position>, boundary: Boundary) -> Self {
-        let growth = source.presence.0.growth();
+        let seat = Seat::take(&source.presence.0, filter.clone());
+        let (news, growth) = (seat.audience().news(), source.presence.0.growth());
         let place = match start {
             Some(_) => Place::Past(Past::default()),
             None => Place::Live(Live { line: boundary.line, next: boundary.next, page: None }),
         };
         let position = start.unwrap_or(Position::At(boundary.cursor));
-        Self { filter: Arc::new(filter), source, growth, position, place }
+        Self { filter: Arc::new(filter), source, seat, news, growth, position, place }
     }
 
     /// What comes next. Safe to drop while it waits.
@@ -147,19 +154,20 @@ impl Subscription {
     }
 
     /// The token to go on from after what was told last, or after all that there is where nothing passed the filter.
-    pub fn token(&self) -> String {
-        let tokens = &self.source.tokens;
-        match self.present() {
-            Some(present) => tokens.seal(&present, self.filter.scope()),
-            None => tokens.seal(&self.position, self.filter.scope()),
-        }
+    pub fn token(&mut self) -> String {
+        self.skip();
+        self.source.tokens.seal(&self.position, self.filter.scope())
     }
 
-    /// Where the tailer stands, if this reader has read all that it has.
-    fn present(&self) -> Option<Position> {
-        let Place::Live(Live { line, next, page: None }) = &self.place else { return None };
-        let boundary = self.source.presence.0.boundary()?;
-        (boundary.line == *line && boundary.next == *next).then_some(Position::At(boundary.cursor))
+    /// Goes to where the tailer stands, if nothing up to there is for this reader. It is woken for what is, so that only
+    /// this keeps it from standing ever further back.
+    fn skip(&mut self) {
+        if let Place::Live(Live { line, next, page: None }) = &mut self.place
+            && let Look::NotYet(end) = self.source.presence.0.look(*line, *next, self.seat.audience())
+        {
+            *next = end.next;
+            end.cursor.into_iter().for_each(|cursor| self.position = Position::At(cursor));
+        }
     }
 
     async fn next_live(&mut self) -> Result<Option<News>, Ended> {
@@ -167,13 +175,17 @@ impl Subscription {
             return Ok(Some(news));
         }
         let Place::Live(live) = &mut self.place else { return Ok(None) };
-        self.growth.borrow_and_update();
-        match self.source.presence.0.look(live.line, live.next) {
-            Look::Page(page) => {
+        self.news.borrow_and_update();
+        match self.source.presence.0.look(live.line, live.next, self.seat.audience()) {
+            Look::Page(number, page) => {
                 live.page = Some((Arc::downgrade(&page), 0));
-                live.next += 1;
+                live.next = number + 1;
             }
-            Look::NotYet => self.growth.changed().await.map_err(|_| Ended::Draining)?,
+            Look::NotYet(End { next, cursor }) => {
+                live.next = next;
+                cursor.into_iter().for_each(|cursor| self.position = Position::At(cursor));
+                self.news.changed().await.map_err(|_| Ended::Draining)?;
+            }
             Look::Gone => self.place = Place::Past(Past::default()),
             Look::Broken => return Err(Ended::Expired),
             Look::Closed => return Err(Ended::Draining),
@@ -205,7 +217,7 @@ impl Subscription {
             Position::At(lower) => {
                 let lower = Arc::clone(lower);
                 if let Some(goal) = past.goal.take()
-                    && !matches!(self.source.presence.0.look(goal.line, goal.next), Look::Gone)
+                    && !matches!(self.source.presence.0.look(goal.line, goal.next, self.seat.audience()), Look::Gone)
                 {
                     self.place = Place::Live(Live { line: goal.line, next: goal.next, page: None });
                     return Ok(Some(News::Present));

@@ -20,7 +20,7 @@ use crate::store::error::{Error, Result};
 use crate::store::types::PgTime;
 
 /// Which transitions a reader of the past wants, as far as a statement can tell. What is empty holds for all.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct TimelineFilter {
     /// One tenant's; `None` for all.
     pub tenant: Option<Tenant>,
