@@ -52,7 +52,9 @@ impl Webhooks {
             () = self.shutdown.cancelled() => return Err(status::draining()),
             subscribed = subscribing => subscribed.map_err(|_| status::store_unavailable())?.map_err(ended)?,
         };
-        let mut heartbeats = interval_at(Instant::now() + HEARTBEAT, HEARTBEAT);
+        // The first comes earlier, at any time: streams that were opened together have their heartbeats apart.
+        let first = Instant::now() + HEARTBEAT.mul_f64(rand::random_range(0.1..=1.0));
+        let mut heartbeats = interval_at(first, HEARTBEAT);
         heartbeats.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let feed = Feed {
             subscription,
