@@ -98,6 +98,8 @@ enum Command {
     Bench(Box<bench::Args>),
     #[command(hide = true)]
     BenchReceiver(bench::receiver::Args),
+    #[command(hide = true)]
+    BenchAttacker(bench::attacker::Args),
 }
 
 /// The command line as people see it: what their environment holds is nothing for help pages.
@@ -168,6 +170,7 @@ impl Cli {
             Command::Completions(args) => completions::run(&args),
             Command::Bench(args) => bench::run(*args).await,
             Command::BenchReceiver(args) => bench::receiver::run(args).await,
+            Command::BenchAttacker(args) => bench::attacker::run(args).await,
         }
     }
 }

@@ -13,7 +13,7 @@ use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tonic::transport::{Channel, Endpoint as Server};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint as Server};
 
 use super::stamp::{self, Payloads, wall_ns};
 use crate::api::proto::publish_request::Body;
@@ -79,19 +79,35 @@ pub(super) struct Callers {
     stamps_keys: bool,
 }
 
+/// Where a service is, and how it is spoken to.
+#[derive(Debug, Clone)]
+pub(super) struct Door {
+    pub(super) address: SocketAddr,
+    /// Who signed its certificate, in PEM; `None` where it has none.
+    pub(super) authority: Option<String>,
+}
+
+impl From<SocketAddr> for Door {
+    fn from(address: SocketAddr) -> Self {
+        Self { address, authority: None }
+    }
+}
+
 /// Lazy connections: they come back by themselves when the service does.
-pub(super) fn connect(service: SocketAddr, channels: usize) -> Result<Vec<Client>, Failure> {
-    Ok(clients(&server(service)?.timeout(CALL_TIMEOUT), channels))
+pub(super) fn connect(service: impl Into<Door>, channels: usize) -> Result<Vec<Client>, Failure> {
+    Ok(clients(&server(service.into())?.timeout(CALL_TIMEOUT), channels))
 }
 
 /// The same for streams, which go on for as long as they are wanted.
 pub(super) fn connect_without_deadline(service: SocketAddr, channels: usize) -> Result<Vec<Client>, Failure> {
-    Ok(clients(&server(service)?, channels))
+    Ok(clients(&server(service.into())?, channels))
 }
 
-fn server(service: SocketAddr) -> Result<Server, Failure> {
-    Server::from_shared(format!("http://{service}"))
-        .map_err(|error| Failure::internal(format!("the service's address: {error}")))
+fn server(Door { address, authority }: Door) -> Result<Server, Failure> {
+    let failed = |error| Failure::internal(format!("the service's address: {error}"));
+    let Some(authority) = authority else { return Server::from_shared(format!("http://{address}")).map_err(failed) };
+    let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(authority)).domain_name(super::tls::NAME);
+    Server::from_shared(format!("https://{address}")).and_then(|server| server.tls_config(tls)).map_err(failed)
 }
 
 fn clients(server: &Server, channels: usize) -> Vec<Client> {

@@ -4,6 +4,7 @@
 //! `Shape` of `load`; `measure` knows how to count, `report` and `checks` what to say about it.
 
 mod abuse;
+pub mod attacker;
 mod backlog;
 mod callers;
 mod checks;
@@ -26,6 +27,7 @@ mod stage;
 mod stamp;
 mod stream;
 mod tally;
+mod tls;
 mod usage;
 
 use std::io::{self, Write as _};
@@ -60,9 +62,11 @@ Scenarios:
                        reads; and `one` with a stream and without
   replay               live traffic at --rate while 100,000 dead letters of
                        another endpoint are replayed, and without
-  abuse                callers at --rate beside 10,000 idle streams, and beside
-                       floods of resets, pings, oversized lengths and half-open
-                       connections
+  abuse                callers at --rate alone, and then beside 10,000 idle
+                       streams, floods of resets, pings and oversized lengths,
+                       half-open connections, and TLS handshakes that stop in
+                       the middle. Attackers get what is left of the processors:
+                       in truth they have their own
   sql                  `hooklane.publish` in transactions of 16 connections at
                        5,000/s, and at 20/s of one alone
   healthy              2,000,000 deliveries while a snapshot is held open, and

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -36,8 +37,23 @@ impl Process {
         arguments: &[&str],
         environment: &[(&str, String)],
     ) -> Result<Self, Failure> {
-        let program = std::env::current_exe().map_err(|error| Failure::other(format!("who am I? {error}")))?;
-        let mut command = Command::new(program);
+        Self::run(what, Command::new(own_program()?), arguments, environment).await
+    }
+
+    /// The same without settings, and behind every other process where the processors do not suffice for all.
+    pub(super) async fn start_last(what: &'static str, arguments: &[&str]) -> Result<Self, Failure> {
+        // It becomes the program: the process is the same.
+        let mut command = Command::new("nice");
+        command.args(["-n", "19"]).arg(own_program()?);
+        Self::run(what, command, arguments, &[]).await
+    }
+
+    async fn run(
+        what: &'static str,
+        mut command: Command,
+        arguments: &[&str],
+        environment: &[(&str, String)],
+    ) -> Result<Self, Failure> {
         for (name, _) in std::env::vars_os() {
             let text = name.to_string_lossy();
             if text.starts_with("HOOKLANE_") || text.starts_with("OTEL_") || text == "DATABASE_URL" {
@@ -109,6 +125,10 @@ impl Process {
         let said: String = tail.iter().map(|line| format!("\n  {line}")).collect();
         Failure::other(format!("{} {what}{said}", self.what))
     }
+}
+
+fn own_program() -> Result<PathBuf, Failure> {
+    std::env::current_exe().map_err(|error| Failure::other(format!("who am I? {error}")))
 }
 
 async fn keep_tail(errors: impl AsyncRead + Unpin, tail: Arc<Mutex<VecDeque<String>>>) {

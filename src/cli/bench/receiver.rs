@@ -66,7 +66,7 @@ fn listen() -> std::io::Result<TcpListener> {
     socket.listen(ACCEPT_BACKLOG)
 }
 
-async fn input_ended() {
+pub(super) async fn input_ended() {
     let mut input = tokio::io::stdin();
     let mut buffer = [0; 64];
     while matches!(input.read(&mut buffer).await, Ok(1..)) {}

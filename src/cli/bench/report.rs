@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use super::abuse::AbuseReport;
+use super::abuse::{AbuseReport, Attack};
 use super::backlog::BacklogReport;
 use super::checks::Check;
 use super::cluster::Statement;
@@ -327,20 +327,29 @@ fn write_replay(out: &mut String, replay: &ReplayReport) -> std::fmt::Result {
 }
 
 fn write_abuse(out: &mut String, abuse: &AbuseReport) -> std::fmt::Result {
-    writeln!(out, "\nabuse: callers at {}/s, alone and beside others", abuse.alone.offered_per_s)?;
-    writeln!(out, "                              p50 ms    p95 ms    p99 ms  of alone   peak RSS MB  streams  ended")?;
-    writeln!(out, "  {:<24}{}{:>24.1}", "alone", quantiles(&abuse.alone.latency), abuse.rss_alone_mb)?;
+    let rate = abuse.attacks.first().map_or(0.0, |attack| attack.alone.callers.offered_per_s);
+    writeln!(
+        out,
+        "\nabuse: callers at {rate}/s beside others, each time over the same service alone directly before;"
+    )?;
+    writeln!(out, "the attackers get what is left of the processors, cpu is the service's, of one processor")?;
+    writeln!(out, "                              p50 ms    p95 ms    p99 ms     alone     ratio  cpu alone       cpu")?;
     for attack in &abuse.attacks {
         writeln!(
             out,
-            "  {:<24}{}{:>10.2}{:>14.1}{:>9}{:>7}",
+            "  {:<24}{}{:>10.2}{:>10.2}{:>11.2}{:>10.2}",
             attack.name,
-            quantiles(&attack.callers.latency),
+            quantiles(&attack.beside.callers.latency),
+            attack.alone.callers.latency.p99_ms,
             attack.p99_ratio,
-            attack.rss_mb,
-            attack.held,
-            attack.ended
+            attack.alone.service_cpu,
+            attack.beside.service_cpu,
         )?;
+    }
+    writeln!(out, "                         peak RSS MB   streams    sent/s  ended")?;
+    for attack in &abuse.attacks {
+        let Attack { name, rss_mb, held, sent_per_s, ended, .. } = attack;
+        writeln!(out, "  {name:<24}{rss_mb:>10.1}{held:>10}{sent_per_s:>10.0}{ended:>7}")?;
     }
     Ok(())
 }

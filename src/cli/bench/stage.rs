@@ -3,10 +3,11 @@
 use std::net::SocketAddr;
 
 use super::Args;
-use super::callers::{self, Audience, Callers, Target};
+use super::callers::{self, Audience, Callers, Door, Target};
 use super::cluster::Cluster;
 use super::http::Receivers;
 use super::process::Process;
+use super::tls;
 use super::usage::{self, Cpu};
 use crate::api::proto::{Endpoint, Ordering};
 use crate::cli::Failure;
@@ -75,15 +76,30 @@ pub(super) struct Stage<'c> {
     pub(super) database_url: String,
     pub(super) receivers: Receivers,
     pub(super) service: Service,
+    /// What the service secures its port with, where it does.
+    tls: Option<tls::Files>,
 }
 
 impl<'c> Stage<'c> {
     pub(super) async fn set(cluster: &'c Cluster, name: &str) -> Result<Self, Failure> {
+        Self::set_with(cluster, name, None).await
+    }
+
+    /// The same over a service that secures its port.
+    pub(super) async fn set_secured(cluster: &'c Cluster, name: &str) -> Result<Self, Failure> {
+        Self::set_with(cluster, name, Some(tls::Files::make()?)).await
+    }
+
+    async fn set_with(cluster: &'c Cluster, name: &str, tls: Option<tls::Files>) -> Result<Self, Failure> {
         let database = format!("bench_{}", name.replace('-', "_"));
         let database_url = cluster.create_database(&database).await?;
         let receivers = Receivers::start(false).await?;
-        let service = Service::start(&database_url, None).await?;
-        Ok(Self { cluster, database, database_url, receivers, service })
+        let service = start(&database_url, tls.as_ref()).await?;
+        Ok(Self { cluster, database, database_url, receivers, service, tls })
+    }
+
+    fn door(&self) -> Door {
+        Door { address: self.service.grpc(), authority: self.tls.as_ref().map(|files| files.authority.clone()) }
     }
 
     /// Registers endpoints, `silent` of them (evenly spread) at the address that never answers.
@@ -98,7 +114,7 @@ impl<'c> Stage<'c> {
         let is_live = |place: usize| silent == 0 || !place.is_multiple_of((endpoints / silent).max(1));
         let url =
             |place| if is_live(place) { self.receivers.live_url(place) } else { self.receivers.silent_url(place) };
-        let clients = callers::connect(self.service.grpc(), args.channels)?;
+        let clients = callers::connect(self.door(), args.channels)?;
         let endpoint = |place| Endpoint { url: url(place), ordering: ordering.into(), ..Endpoint::default() };
         let ids = callers::register(&clients[0], (0..endpoints).map(endpoint).collect()).await?;
         Ok(ids.into_iter().enumerate().map(|(place, id)| Target { id, is_live: is_live(place) }).collect())
@@ -106,14 +122,14 @@ impl<'c> Stage<'c> {
 
     /// Callers of the present service.
     pub(super) fn callers(&self, args: &Args, audience: &Audience) -> Result<std::sync::Arc<Callers>, Failure> {
-        let clients = callers::connect(self.service.grpc(), args.channels)?;
+        let clients = callers::connect(self.door(), args.channels)?;
         Ok(Callers::new(clients, args.payload_bytes, audience.clone(), false))
     }
 
     /// Kills the service and starts another over the same database: its peak memory and pools begin anew.
     pub(super) async fn renew_service(&mut self) -> Result<(), Failure> {
         self.service.kill().await?;
-        self.service = Service::start(&self.database_url, None).await?;
+        self.service = start(&self.database_url, self.tls.as_ref()).await?;
         Ok(())
     }
 
@@ -131,4 +147,10 @@ impl<'c> Stage<'c> {
         self.service.kill().await?;
         self.cluster.drop_database(&self.database).await
     }
+}
+
+async fn start(database_url: &str, tls: Option<&tls::Files>) -> Result<Service, Failure> {
+    let settings = tls.map(tls::Files::settings);
+    let settings: Vec<_> = settings.iter().flatten().map(|(name, value)| (*name, value.as_str())).collect();
+    Service::start_with(database_url, None, &settings).await
 }
