@@ -9,6 +9,16 @@ use std::path::PathBuf;
 use prost::Message;
 use prost_types::{FileDescriptorSet, MethodDescriptorProto};
 
+/// Messages that print themselves without the secrets that they hold: `api/shown.rs`.
+const HOLDING_SECRETS: [&str; 6] = [
+    ".hooklane.v1.Endpoint",
+    ".hooklane.v1.InlineEndpoint",
+    ".hooklane.v1.RegisterEndpointRequest",
+    ".hooklane.v1.RegisterEndpointResponse",
+    ".hooklane.v1.RotateSecretRequest",
+    ".hooklane.v1.RotateSecretResponse",
+];
+
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=proto");
     println!("cargo::rerun-if-changed=migrations");
@@ -22,6 +32,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     // Each message knows its name, by which the command line finds its descriptor and writes it as JSON.
     let mut config = tonic_prost_build::Config::new();
     config.enable_type_names();
+    config.skip_debug(HOLDING_SECRETS);
     tonic_prost_build::configure()
         .bytes(".")
         .extern_path(".google.rpc.Status", "::tonic_types::Status")

@@ -31,7 +31,7 @@ const DATABASE: &str = "PANICKING_TEST_DATABASE";
 const KEYS: &str = "k1:AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
 
 /// What is looked for. Each is of a place of its own.
-const CANARIES: [&str; 12] = [
+const CANARIES: [&str; 13] = [
     "canary-database-password",
     "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE",
     "canary-proxy-password",
@@ -39,6 +39,7 @@ const CANARIES: [&str; 12] = [
     "canary-collector-header",
     "canary-secret-text",
     "canary-secret-of-endpoint",
+    "canary-secret-rotated",
     "canary-url-password",
     "canary-url-query",
     "canary-header-value",
@@ -142,13 +143,25 @@ async fn what_holds_secrets_panics() {
     let app = App::start(config.clone()).await.expect("it starts");
     let mut client =
         Client::connect(format!("http://{}", app.grpc_addr().expect("it serves"))).await.expect("connects");
-    let endpoint = Endpoint {
+    let given = Endpoint {
         url: "http://shop:canary-url-password@127.0.0.1:1/?canary-url-query".to_owned(),
         headers: [("x-key".to_owned(), "canary-header-value".to_owned())].into(),
         ..Endpoint::default()
     };
-    let request = RegisterEndpointRequest { endpoint: Some(endpoint), secret: "canary-secret-of-endpoint".to_owned() };
-    client.register_endpoint(request).await.expect("registered");
+    let text = || "canary-secret-of-endpoint".to_owned();
+    let request = RegisterEndpointRequest { endpoint: Some(given.clone()), secret: text() };
+    let registered = client.register_endpoint(request.clone()).await.expect("registered").into_inner();
+    let rotate = RotateSecretRequest {
+        endpoint_id: registered.endpoint.as_ref().expect("one").id.clone(),
+        secret: "canary-secret-rotated".to_owned(),
+        ..RotateSecretRequest::default()
+    };
+    let rotated = client.rotate_secret(rotate.clone()).await.expect("rotated").into_inner();
+    // One inside of another, with a URL that is none.
+    let bad = Endpoint { url: "canary-url-query".to_owned(), client_key_pem: "canary-client-key".to_owned(), ..given };
+    let inline = InlineEndpoint { endpoint: Some(bad), secret: text() };
+    let inline = PublishRequest { inline_endpoint: Some(inline), ..PublishRequest::default() };
+    let messages = (request, registered, rotate, rotated, inline);
     let event = PublishRequest {
         event_type: "order.created".to_owned(),
         body: Some(publish_request::Body::Payload("{}".into())),
@@ -162,9 +175,9 @@ async fn what_holds_secrets_panics() {
     })
     .await;
 
-    let at_hand: [&dyn std::fmt::Debug; 16] = [
+    let at_hand: [&dyn std::fmt::Debug; 17] = [
         &flags, &config, &effective, &secret, &address, &headers, &key, &digest, &keys, &proxy, &verifier, &tls,
-        &egress, &store, &app, &client,
+        &egress, &store, &app, &client, &messages,
     ];
     panic!("everything at hand: {at_hand:?}\n{at_hand:#?}");
 }
