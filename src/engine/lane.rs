@@ -164,9 +164,14 @@ impl<R> Lane<R> {
         self.ended.min(self.in_flight_max())
     }
 
-    /// Whether what is published may be claimed for it at once: nothing that is known keeps its requests back, and what
-    /// waits in the database is little, if anything. While more waits, that goes first.
+    /// Whether what is published may be claimed for it at once. A lane that is about to claim keeps its room for that:
+    /// offered, it would be taken by what is newer, for as long as more is published than the endpoint takes.
     pub(super) fn may_offer(&self, now: Instant) -> bool {
+        self.keeps_up(now) && !self.wants_claim(now)
+    }
+
+    /// Whether nothing that is known keeps its requests back, and what waits in the database is little, if anything.
+    pub(super) fn keeps_up(&self, now: Instant) -> bool {
         let is_caught_up = self.parts.iter().all(|part| !part.is_behind);
         let is_alone = !self.unsure && self.elsewhere == 0;
         is_caught_up && is_alone && !self.is_held(now) && self.gate.is_wide_open(now)
@@ -603,6 +608,7 @@ mod tests {
         lane.offer(8);
         lane.wake(at(1), NORMAL);
         assert_eq!((lane.offerable(), lane.appetite(now, false).room), (0, 0));
+        assert!(lane.keeps_up(now) && !lane.may_offer(now), "what waits goes before what comes");
         lane.end_offer(5);
         assert_eq!(lane.appetite(now, false), Appetite { room: 5, held: 3, ahead: 0 });
         begin(&mut lane, 5);

@@ -290,7 +290,7 @@ impl Scheduler {
             };
             let (version, circuit_until) = lane.gate.known();
             // What waits is little: some of the room is left to what comes meanwhile, or that would wait for the next claim.
-            let keeps_up = self.quotas.are_none() && lane.may_offer(now);
+            let keeps_up = self.quotas.are_none() && lane.keeps_up(now);
             let room = if keeps_up { room.div_ceil(2) } else { room };
             rows += room;
             self.held += room as usize;
