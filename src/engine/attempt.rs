@@ -49,7 +49,7 @@ pub(super) async fn run(shared: Arc<Shared>, ready: Ready, ended: mpsc::Unbounde
     if Instant::now() >= ready.start_by {
         let _ = ended.send(nothing);
         shared.leases.drop_all([ready.claimed.id]);
-        return release(&shared, vec![ready.claimed]).await;
+        return release(&shared, vec![ready]).await;
     }
     // Claimed ahead, it may have waited past its time.
     if let Some(settlement) = without_request(&ready.claimed, shared.store.clock().now()) {
