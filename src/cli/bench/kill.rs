@@ -4,7 +4,6 @@
 //! back, when nobody writes to it any more: each of those may arrive twice, and each shows as LOST, or was completed.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -113,8 +112,13 @@ pub(super) async fn run(cluster: &mut Cluster, args: &Args) -> Result<KillReport
         } else {
             progress(&format!("kill: fault {}: immediate restart of PostgreSQL", place + 1));
             cluster.restart(RestartMode::Immediate).await?;
+            let (back, acknowledged) = (Instant::now(), callers.acknowledged());
             crashed.extend(in_flight(cluster, Quiet::No).await?);
-            resumed = resumed.max(resume(&mut service, &callers, &receivers).await?);
+            // Callers may have come to their last event while that was read.
+            let enough = (acknowledged + 1).min(args.kill_events);
+            wait_for(&mut service, || callers.acknowledged() >= enough).await?;
+            wait_for_arrivals(&receivers).await?;
+            resumed = resumed.max(back.elapsed());
         }
     }
     wait_for(&mut service, || callers.acknowledged() >= args.kill_events).await?;
@@ -176,10 +180,8 @@ async fn in_flight(cluster: &Cluster, quiet: Quiet) -> Result<Vec<Attempt>, Fail
     sqlx::query_as(IN_FLIGHT).fetch_all(&mut connection).await.map_err(sql_failed)
 }
 
-/// How long until a publish is acknowledged and a delivery arrives.
-async fn resume(service: &mut Service, callers: &Arc<Callers>, receivers: &Receivers) -> Result<Duration, Failure> {
-    let (began, acknowledged) = (Instant::now(), callers.acknowledged());
-    wait_for(service, || callers.acknowledged() > acknowledged).await?;
+/// Waits until so many deliveries have arrived that some were claimed from the database that came back.
+async fn wait_for_arrivals(receivers: &Receivers) -> Result<(), Failure> {
     // What arrives after the first acknowledgement was claimed from the database that came back, but for what is in
     // flight: more than all lanes hold is surely new.
     let arrived = receivers.report().await?.arrived;
@@ -187,5 +189,5 @@ async fn resume(service: &mut Service, callers: &Arc<Callers>, receivers: &Recei
     while receivers.report().await?.arrived <= arrived + (ENDPOINTS * 64) as u64 && Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    Ok(began.elapsed())
+    Ok(())
 }
