@@ -50,11 +50,21 @@ impl From<Ready> for Unstarted {
 }
 
 impl Done {
-    /// All of it, where nothing of it is to be started.
-    pub(super) fn into_unstarted(self) -> impl Iterator<Item = Unstarted> {
+    /// Takes out what was claimed and cannot be sent; there is seldom any.
+    pub(super) fn take_unsent(&mut self) -> Vec<Claimed> {
+        let mut claimed = std::mem::take(&mut self.claimed);
+        if claimed.len() == self.ready.len() {
+            return Vec::new();
+        }
         let ready: HashSet<DeliveryId> = self.ready.iter().map(|one| one.claimed.id).collect();
-        let others = self.claimed.into_iter().filter(move |one| !ready.contains(&one.id));
-        self.ready.into_iter().map(Unstarted::from).chain(others.map(Unstarted::from))
+        claimed.retain(|one| !ready.contains(&one.id));
+        claimed
+    }
+
+    /// All of it, where nothing of it is to be started.
+    pub(super) fn into_unstarted(mut self) -> impl Iterator<Item = Unstarted> {
+        let unsent = self.take_unsent();
+        self.ready.into_iter().map(Unstarted::from).chain(unsent.into_iter().map(Unstarted::from))
     }
 }
 

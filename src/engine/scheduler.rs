@@ -210,12 +210,13 @@ impl Scheduler {
         self.shared.store.metrics().lanes.set(self.lanes.len() as i64);
         self.quotas.forget_quiet(now);
         let (view, offers) = (&self.view, self.shared.store.offers());
-        self.lanes.retain(|endpoint, lane| {
-            if !view.owns(*endpoint) || !lane.is_idle(now, IDLE_AFTER) {
-                return view.owns(*endpoint) || !lane.is_empty();
+        self.lanes.retain(|endpoint, lane| match view.owns(*endpoint) {
+            true if lane.is_idle(now, IDLE_AFTER) => {
+                lane.end_offer(offers.withdraw(*endpoint));
+                lane.is_offering()
             }
-            lane.end_offer(offers.withdraw(*endpoint));
-            lane.is_offering()
+            true => true,
+            false => !lane.is_empty(),
         });
         let stuck = self.lanes.values_mut().flat_map(|lane| lane.give_up_ready(now, Some(READY_MAX))).collect();
         self.hand_back(stuck);
@@ -375,29 +376,24 @@ impl Scheduler {
         refused.into_iter().for_each(|endpoint| self.take_in_refusal(endpoint));
         unreadable.into_iter().for_each(|endpoint| self.hold(endpoint, UNREADABLE_PAUSE, now));
         for request in &claim.asked {
-            // Shut while the claim was under way.
-            self.hand_back_shut(request.endpoint, now);
-            self.start_ready(request.endpoint);
-            self.offer(request.endpoint, now);
+            self.go_on(request.endpoint, now);
         }
         self.hand_back_foreign(claim.asked.iter().map(|request| request.endpoint));
     }
 
     /// Makes what was claimed ready; ends at once what is not to be sent.
-    fn dispatch(&mut self, done: Done) {
+    fn dispatch(&mut self, mut done: Done) {
         let now = Instant::now();
-        let mut unsent: HashMap<_, Claimed> = done.claimed.into_iter().map(|one| (one.id, one)).collect();
-        let held = |ready: &Ready| (ready.claimed.id, ready.claimed.claim_gen, Some(ready.event.trace_id()));
-        self.shared.leases.hold(done.ready.iter().map(held));
+        let unsent = done.take_unsent();
+        let event_of = |one: &Claimed| done.unsent_events.get(&one.event).map(Arc::as_ref);
+        let held = |one: &Claimed, event: Option<&Event>| (one.id, one.claim_gen, event.map(Event::trace_id));
+        let ready = done.ready.iter().map(|ready| held(&ready.claimed, Some(&ready.event)));
+        self.shared.leases.hold(ready.chain(unsent.iter().map(|one| held(one, event_of(one)))));
         for ready in done.ready {
-            unsent.remove(&ready.claimed.id);
             self.lane(ready.claimed.endpoint, now).make_ready(ready, now);
         }
-        let event_of = |one: &Claimed| done.unsent_events.get(&one.event).map(Arc::as_ref);
-        let held = |one: &Claimed| (one.id, one.claim_gen, event_of(one).map(Event::trace_id));
-        self.shared.leases.hold(unsent.values().map(held));
         self.held -= unsent.len();
-        for claimed in unsent.into_values() {
+        for claimed in unsent {
             let settlement = attempt::without_request(&claimed, claimed.claimed_at)
                 .unwrap_or_else(|| store::Settlement::Failed("the event's payload is no longer kept".to_owned()));
             let event = event_of(&claimed);
@@ -428,10 +424,15 @@ impl Scheduler {
         if let Some(wait) = ended.hold {
             self.hold(ended.endpoint, wait, now);
         }
-        self.hand_back_shut(ended.endpoint, now);
-        self.start_ready(ended.endpoint);
-        self.offer(ended.endpoint, now);
+        self.go_on(ended.endpoint, now);
         self.queue(ended.endpoint);
+    }
+
+    /// Does what follows for a lane that has more to send or more room: a gate may have shut meanwhile.
+    fn go_on(&mut self, endpoint: EndpointId, now: Instant) {
+        self.hand_back_shut(endpoint, now);
+        self.start_ready(endpoint);
+        self.offer(endpoint, now);
     }
 
     /// Hands back what was claimed ahead and cannot be started soon: a changed endpoint, a cancel or another replica

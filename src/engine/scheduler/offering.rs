@@ -87,12 +87,7 @@ impl Scheduler {
             }
         }
         let endpoints = || room.iter().map(|(endpoint, _)| *endpoint);
-        for endpoint in endpoints() {
-            // Shut while it was on its way.
-            self.hand_back_shut(endpoint, now);
-            self.start_ready(endpoint);
-            self.offer(endpoint, now);
-        }
+        endpoints().for_each(|endpoint| self.go_on(endpoint, now));
         self.hand_back_foreign(endpoints());
     }
 
