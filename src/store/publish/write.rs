@@ -147,7 +147,6 @@ enum Wrote {
 }
 
 async fn write_on(store: &Store, connection: &mut PgConnection, batch: &[Plan], taking: &Taking<'_>) -> Result<Wrote> {
-    let claims = Claims { taking, replica: store.replica(), claims_as: store.claims_as() };
     let is_plain = batch.iter().all(|plan| {
         plan.fingerprint.is_none()
             && plan.waiting.taken_from.is_none()
@@ -155,7 +154,7 @@ async fn write_on(store: &Store, connection: &mut PgConnection, batch: &[Plan], 
     });
     if is_plain {
         // A single statement is its own transaction: no further round trips.
-        return Ok(Wrote::Batch(publish(connection, batch, &[], HashSet::new(), &claims).await?, Vec::new()));
+        return Ok(Wrote::Batch(publish(store, connection, batch, &[], HashSet::new(), taking).await?, Vec::new()));
     }
     let mut transaction = connection.begin().await?;
     let from_inbox: Vec<i64> = batch.iter().filter_map(Plan::taken_from).collect();
@@ -171,7 +170,7 @@ async fn write_on(store: &Store, connection: &mut PgConnection, batch: &[Plan], 
     let lost = idempotency::claim(&mut transaction, batch).await?;
     let keys: BTreeSet<OrderKey<'_>> = queued(batch, &lost).filter_map(|(plan, to)| plan.order_key(to)).collect();
     let free = if keys.is_empty() { HashSet::new() } else { order::join(&mut transaction, &keys).await? };
-    let published = publish(&mut transaction, batch, &lost, free, &claims).await?;
+    let published = publish(store, &mut transaction, batch, &lost, free, taking).await?;
     if published.stale.is_empty() {
         record_refused(&mut transaction, batch, &lost).await?;
         record_apart(&mut transaction, batch, &lost).await?;
@@ -187,13 +186,6 @@ struct PublishedBatch {
     stale: Vec<String>,
     /// Whether the offers taken are still those of their endpoints, by their places.
     stands: Vec<bool>,
-}
-
-/// What is claimed by the way, and for whom.
-struct Claims<'c> {
-    taking: &'c Taking<'c>,
-    replica: &'c str,
-    claims_as: Option<Uuid>,
 }
 
 async fn settle<'s>(
@@ -213,11 +205,12 @@ async fn settle<'s>(
 
 /// `free` are the keys that have nothing before this batch.
 async fn publish<'b>(
+    store: &Store,
     connection: &mut PgConnection,
     batch: &'b [Plan],
     lost: &'b [usize],
     free: HashSet<OrderKey<'b>>,
-    claims: &Claims<'_>,
+    taking: &Taking<'_>,
 ) -> Result<PublishedBatch> {
     let plans = || winners(batch, lost);
     let matched: HashMap<&str, i64> =
@@ -229,7 +222,7 @@ async fn publish<'b>(
         |plan: &Plan| Some(&plan.waiting.event.metadata).filter(|map| !map.is_empty()).map(|map| Json(map.clone()));
     let rows = DeliveryColumns::of(queued(batch, lost), free);
     let (offering, versions_offering): (Vec<Uuid>, Vec<i64>) =
-        claims.taking.endpoints().map(|(endpoint, version)| (endpoint.uuid(), version)).unzip();
+        taking.endpoints().map(|(endpoint, version)| (endpoint.uuid(), version)).unzip();
     let schedules = || events.iter().map(|plan| &plan.waiting.event.schedule);
     let row = sqlx::query(PUBLISH)
         .bind(tenants)
@@ -261,9 +254,9 @@ async fn publish<'b>(
         .bind(sparse(rows.offers))
         .bind(offering)
         .bind(versions_offering)
-        .bind(claims.claims_as)
+        .bind(store.claims_as())
         .bind(LEASE.as_secs_f64())
-        .bind(claims.replica)
+        .bind(store.replica())
         .fetch_one(connection)
         .await?;
     Ok(PublishedBatch {
