@@ -2,7 +2,7 @@
 //! up in a tree and box each request and answer on their way.
 
 use std::convert::Infallible;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use futures::future::Either;
 use http::{Request, Response};
@@ -39,10 +39,8 @@ where
     type Future = Either<S::Future, R::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        match self.service.poll_ready(cx) {
-            Poll::Ready(Ok(())) => self.routes.poll_ready(cx),
-            other => other,
-        }
+        ready!(self.service.poll_ready(cx))?;
+        self.routes.poll_ready(cx)
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
