@@ -9,6 +9,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use clap::ValueEnum as _;
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -62,19 +63,6 @@ impl Kind {
             Self::SilentHello => "ClientHello and silence",
         }
     }
-
-    /// As the command line has it.
-    const fn argument(self) -> &'static str {
-        match self {
-            Self::IdleStreams => "idle-streams",
-            Self::RapidResets => "rapid-resets",
-            Self::Pings => "pings",
-            Self::Oversized => "oversized",
-            Self::HalfOpen => "half-open",
-            Self::HalfHello => "half-hello",
-            Self::SilentHello => "silent-hello",
-        }
-    }
 }
 
 /// What it has done so far.
@@ -99,7 +87,8 @@ impl Attacker {
     /// Starts it, and waits until it is at work. It gets what is left of the processors: in truth it has its own.
     pub(super) async fn start(kind: Kind, service: SocketAddr) -> Result<Self, Failure> {
         let service = service.to_string();
-        let arguments = ["bench-attacker", "--kind", kind.argument(), "--service", &service];
+        let kind = kind.to_possible_value().ok_or_else(|| Failure::internal("an attack that has no name"))?;
+        let arguments = ["bench-attacker", "--kind", kind.get_name(), "--service", &service];
         let process = Process::start_last("the attacker", &arguments).await?;
         let deeds = process.address("deeds")?;
         Ok(Self { process, deeds })
