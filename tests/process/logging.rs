@@ -1,10 +1,11 @@
 //! What a replica logs: a failure once, with its ids; by a filter that can be changed while it runs.
 
 use hooklane::api::proto::*;
-use hooklane::cli::listen::{Behaviour, Receiver, ReceiverOptions};
+use hooklane::cli::listen::Behaviour;
 use http::StatusCode;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
+use crate::commands::receiver;
 use crate::program::{Replica, run};
 use crate::support::{connection, database, eventually};
 
@@ -13,16 +14,18 @@ const DEFAULT: &str = "info,sqlx=warn,sqlx_core::pool=error\n";
 
 /// The log lines of a delivery, as objects.
 fn lines(replica: &Replica, delivery: &str) -> Vec<serde_json::Value> {
-    let lines = replica.log().lines().map(str::to_owned).collect::<Vec<_>>();
-    let objects = lines.iter().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("no JSON: {line}")));
-    objects.filter(|line: &serde_json::Value| line["delivery"] == delivery).collect()
+    lines_with(replica, "delivery", delivery)
 }
 
 /// The lines with that message, as objects.
 fn saying(replica: &Replica, message: &str) -> Vec<serde_json::Value> {
+    lines_with(replica, "message", message)
+}
+
+fn lines_with(replica: &Replica, field: &str, value: &str) -> Vec<serde_json::Value> {
     let log = replica.log();
     let objects = log.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("no JSON: {line}")));
-    objects.filter(|line: &serde_json::Value| line["message"] == message).collect()
+    objects.filter(|line: &serde_json::Value| line[field] == value).collect()
 }
 
 type Client = webhook_service_client::WebhookServiceClient<tonic::transport::Channel>;
@@ -103,8 +106,7 @@ async fn failing_delivery(replica: &Replica, url: &str) -> (String, String) {
 #[tokio::test]
 async fn a_failed_delivery_is_logged_once_with_its_ids_and_its_attempts_when_asked_for() {
     let failing = Behaviour { status: Some(StatusCode::INTERNAL_SERVER_ERROR), ..Behaviour::default() };
-    let receiver = Receiver::start(ReceiverOptions { behaviour: failing, ..ReceiverOptions::default() });
-    let receiver = receiver.await.expect("a receiver");
+    let receiver = receiver(failing).await;
     let replica = Replica::start(&database().await, &[("HOOKLANE_LOG_FORMAT", "json")]).await;
     let ops = replica.ops.to_string();
     let log_level = async |arguments: &[&str]| {
@@ -161,7 +163,7 @@ async fn a_failed_delivery_is_logged_once_with_its_ids_and_its_attempts_when_ask
 
 #[tokio::test]
 async fn a_failure_inside_is_logged_with_the_trace_and_the_deliveries_that_it_concerns() {
-    let receiver = Receiver::start(ReceiverOptions::default()).await.expect("a receiver");
+    let receiver = receiver(Behaviour::default()).await;
     let url = database().await;
     let mut database = connection(&url).await;
     let mut change = async |statement: &'static str| {
@@ -221,8 +223,7 @@ async fn a_failure_inside_is_logged_with_the_trace_and_the_deliveries_that_it_co
 #[tokio::test]
 async fn an_attempt_that_was_lost_with_its_worker_is_logged_by_who_finds_it() {
     let silent = Behaviour { silent: true, ..Behaviour::default() };
-    let receiver = Receiver::start(ReceiverOptions { behaviour: silent, ..ReceiverOptions::default() });
-    let receiver = receiver.await.expect("a receiver");
+    let receiver = receiver(silent).await;
     let url = database().await;
     let mut lost = Replica::start(&url, &[]).await;
     let name = lost.name().await;
@@ -259,8 +260,7 @@ async fn an_attempt_that_was_lost_with_its_worker_is_logged_by_who_finds_it() {
 #[tokio::test]
 async fn leases_that_are_not_renewed_and_attempts_that_do_not_end_are_logged_with_their_traces() {
     let silent = Behaviour { silent: true, ..Behaviour::default() };
-    let receiver = Receiver::start(ReceiverOptions { behaviour: silent, ..ReceiverOptions::default() });
-    let receiver = receiver.await.expect("a receiver");
+    let receiver = receiver(silent).await;
     let url = database().await;
     let mut database = connection(&url).await;
     let mut change = async |statement: &'static str| {

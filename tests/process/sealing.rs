@@ -12,6 +12,7 @@ use sqlx::{AssertSqlSafe, Row as _};
 use tonic::Status;
 use tonic_types::StatusExt as _;
 
+use crate::commands;
 use crate::load::{Client, Load, Tally, settled};
 use crate::program::{Program, Replica, SERVE, run};
 use crate::support::{connection, database, eventually};
@@ -127,9 +128,7 @@ async fn known_secrets_are_in_no_log_error_attempt_or_table() {
     let options = ReceiverOptions { secrets, ..ReceiverOptions::default() };
     let receiver = Receiver::start(options).await.expect("a receiver");
     let failing = Behaviour { status: Some(StatusCode::SERVICE_UNAVAILABLE), ..Behaviour::default() };
-    let failing = Receiver::start(ReceiverOptions { behaviour: failing, ..ReceiverOptions::default() })
-        .await
-        .expect("a receiver");
+    let failing = commands::receiver(failing).await;
 
     // Registered, and shown to its owner alone.
     let mut given = endpoint(&secret_url(&receiver.url(), "canary-url-password", "canary-url-query"));
