@@ -130,7 +130,7 @@ pub(super) fn tenant_denied(tenant: &str) -> Status {
 
 /// The call took longer than it may.
 pub(super) fn deadline_exceeded(limit: Duration) -> Status {
-    let message = format!("the call was given up after {} s; whether it had an effect is not known", limit.as_secs());
+    let message = format!("the call was given up after {limit:?}; whether it had an effect is not known");
     refusal(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", message, ErrorDetails::new())
 }
 

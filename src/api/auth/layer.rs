@@ -6,9 +6,10 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use futures::future::BoxFuture;
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response};
 use tokio::time::timeout;
 use tonic::Status;
 use tonic::body::Body;
@@ -76,12 +77,36 @@ where
         Shown::Unheard(ring, key) => ring.look_up(&key).await?,
     };
     let places = admit(asked, is_stream, &credential)?;
+    let limit = patience(request.headers())?.map_or(asked.deadline(), |patience| patience.min(asked.deadline()));
     request.extensions_mut().insert(credential.caller.clone());
-    let answered = timeout(asked.deadline(), inner.call(request)).await;
-    let Ok(response) = answered.map_err(|_| status::deadline_exceeded(asked.deadline()))?;
+    let answered = timeout(limit, inner.call(request)).await;
+    let Ok(response) = answered.map_err(|_| status::deadline_exceeded(limit))?;
     Ok(match is_stream {
         true => response.map(|body| Body::new(Watched::new(body, Arc::clone(&credential.usage), places))),
         false => response,
+    })
+}
+
+/// How long the caller waits for an answer, if it says so. Source: gRPC over HTTP/2, "Timeout".
+fn patience(headers: &HeaderMap) -> Result<Option<Duration>, Status> {
+    let Some(text) = headers.get("grpc-timeout") else { return Ok(None) };
+    let read = text.to_str().ok().and_then(|text| {
+        let (count, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+        let is_count = (1..=8).contains(&count.len()) && count.bytes().all(|byte| byte.is_ascii_digit());
+        let count = count.parse().ok().filter(|_| is_count)?;
+        Some(match unit {
+            "H" => Duration::from_secs(count * 3_600),
+            "M" => Duration::from_secs(count * 60),
+            "S" => Duration::from_secs(count),
+            "m" => Duration::from_millis(count),
+            "u" => Duration::from_micros(count),
+            "n" => Duration::from_nanos(count),
+            _ => return None,
+        })
+    });
+    read.map(Some).ok_or_else(|| {
+        let words = "is not 1 to 8 digits and one of the units H, M, S, m, u and n";
+        status::invalid_fields(vec![("grpc-timeout".to_owned(), words.to_owned())])
     })
 }
 
@@ -93,4 +118,41 @@ fn admit(asked: Asked, is_stream: bool, credential: &Credential) -> Result<Place
         return Err(status::role_required(method.name(), method.need(), credential.caller.role()));
     }
     credential.usage.take(is_stream)
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::Code;
+
+    use super::*;
+
+    #[test]
+    fn a_callers_patience_is_read_as_grpc_writes_it() {
+        for (text, expected) in [
+            ("2H", Some(Duration::from_secs(7_200))),
+            ("3M", Some(Duration::from_secs(180))),
+            ("15S", Some(Duration::from_secs(15))),
+            ("99999999m", Some(Duration::from_millis(99_999_999))),
+            ("250u", Some(Duration::from_micros(250))),
+            ("0n", Some(Duration::ZERO)),
+            ("", None),
+            ("S", None),
+            ("5", None),
+            ("5s", None),
+            ("+5S", None),
+            ("123456789S", None),
+            ("5 S", None),
+            ("5µ", None),
+        ] {
+            let value = http::HeaderValue::from_bytes(text.as_bytes()).expect("a value");
+            let read = patience(&HeaderMap::from_iter([(http::HeaderName::from_static("grpc-timeout"), value)]));
+            match (read, expected) {
+                (Ok(read), expected) => assert_eq!(read, expected, "{text}"),
+                (Err(status), expected) => {
+                    assert_eq!((status.code(), expected), (Code::InvalidArgument, None), "{text}")
+                }
+            }
+        }
+        assert_eq!(patience(&HeaderMap::new()).expect("none"), None);
+    }
 }

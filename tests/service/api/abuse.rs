@@ -250,3 +250,19 @@ async fn a_list_of_headers_over_its_bound_is_refused() {
     let listed = holder(&service, &key).await.list_endpoints(proto::ListEndpointsRequest::default()).await;
     listed.expect("small ones are served");
 }
+
+#[tokio::test]
+async fn a_call_is_given_up_when_its_caller_said_it_would() {
+    let (service, database) = guarded(&[]).await;
+    let key = key_of(&database, Role::Admin, Scope::All).await;
+    let mut sender = http2(&service).await;
+    for (patience, expected) in [("200m", "4"), ("0n", "4"), ("soon", "3"), ("123456789S", "3")] {
+        sender = sender.ready().await.expect("open");
+        let mut call = request("Publish", Some(&key));
+        call.headers_mut().insert("grpc-timeout", patience.parse().expect("a value"));
+        // Its message never comes.
+        let (answer, _message) = sender.send_request(call, false).expect("begun");
+        let answer = soon("an answer", answer).await.expect("answered");
+        assert_eq!(answer.headers()["grpc-status"], expected, "{patience}");
+    }
+}
