@@ -95,11 +95,7 @@ impl App {
                 egress: egress.clone(),
             };
             let serving = api::serve(listener, tls, services, config.api, api::Health::new(), draining.clone());
-            api_task = Some(tokio::spawn(async move {
-                if let Err(error) = serving.await {
-                    tracing::error!(%error, "gRPC ended");
-                }
-            }));
+            api_task = Some(tokio::spawn(serving));
         }
         let grace = config.engine.grace;
         // To the end of the drain: what is put on record then is told to the others as well.

@@ -1,13 +1,10 @@
 //! Accepted connections: how many there may be, how long they may take to say something, and how old one may become.
 //!
-//! tonic asks a connection at its age to finish (GOAWAY), but then waits for its streams without end; with a grace time
-//! it never asks and only cuts. So the asking is tonic's, and the cut is made here.
-//!
-//! A listener that closes resets whatever the kernel holds for it, and tonic drops a connection that has yet to say what
+//! A listener that closes resets whatever the kernel holds for it, and hyper drops a connection that has yet to say what
 //! it wants. Their callers could not tell whether a call was made. So a shutdown first lets in all that have come, and
-//! tonic asks them to finish once each has been heard.
+//! they are asked to finish once each has been heard.
 //!
-//! The file is long because what a connection is counted by follows it from its first byte to its cut.
+//! The file is long because what a connection is counted by follows it from its first byte to its last.
 
 use std::collections::HashMap;
 use std::io;
@@ -28,7 +25,6 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
-use tonic::transport::server::Connected;
 
 use super::auth::CertificateName;
 use super::tls::{Tls, names_of};
@@ -36,7 +32,7 @@ use super::tls::{Tls, names_of};
 /// When a connection is asked to finish, so that callers spread anew over replicas.
 pub(super) const AGE_MAX: Duration = Duration::from_secs(30 * 60);
 /// How long after that it is cut, whatever is still open on it.
-const AGE_GRACE: Duration = Duration::from_secs(60);
+pub(super) const AGE_GRACE: Duration = Duration::from_secs(60);
 /// Connections at once; beyond it they wait in the kernel's queue.
 const CONNECTIONS_MAX: usize = 8_192;
 /// How long accepting pauses where the process has run out of file descriptors.
@@ -53,15 +49,14 @@ const PREFACE_BYTES: usize = 24;
 /// How long a shutdown waits for connections to say what they want.
 const HEARING_MAX: Duration = Duration::from_secs(1);
 
-/// A caller's connection, which ends itself at its age.
+/// A caller's connection, which ends itself if it says nothing.
 pub(super) struct Connection {
     stream: Transport,
     info: ConnectionInfo,
     /// What has been read of the preface.
     said: usize,
     /// Until that is clear.
-    unheard: Option<TaskTrackerToken>,
-    cut: Pin<Box<Sleep>>,
+    unheard: Option<Unheard>,
     /// Whether what is to be written has waited its turn.
     has_waited: bool,
     _place: Place,
@@ -70,6 +65,12 @@ pub(super) struct Connection {
 enum Transport {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// That a connection has yet to say what it wants, and until when it may.
+struct Unheard {
+    limit: Pin<Box<Sleep>>,
+    _token: TaskTrackerToken,
 }
 
 /// What a call may know of its connection.
@@ -106,8 +107,8 @@ pub(super) fn incoming(
     tls: Option<Tls>,
     per_address_max: u32,
     shutdown: CancellationToken,
-) -> impl Stream<Item = io::Result<Connection>> {
-    // What is ready waits for tonic to take it up, which it does at once.
+) -> impl Stream<Item = Connection> {
+    // What is ready waits to be taken up, which is done at once.
     let (ready, taken) = mpsc::channel(64);
     let over = CancellationToken::new();
     let end = over.clone().drop_guard();
@@ -141,7 +142,7 @@ struct Entrance {
     addresses: Arc<Addresses>,
     /// Holds a token of each connection that has not said what it wants.
     unheard: TaskTracker,
-    ready: mpsc::Sender<io::Result<Connection>>,
+    ready: mpsc::Sender<Connection>,
 }
 
 impl Entrance {
@@ -198,7 +199,7 @@ impl Entrance {
             None => {
                 let connection = Connection::new(Transport::Plain(stream), place, unheard);
                 // Whoever receives is gone where serving has failed.
-                let _ = self.ready.send(Ok(connection)).await;
+                let _ = self.ready.send(connection).await;
             }
             Some(tls) => {
                 let handshake = Handshake {
@@ -222,7 +223,7 @@ struct Handshake {
     place: Place,
     unheard: TaskTrackerToken,
     handshakes: Arc<Semaphore>,
-    ready: mpsc::Sender<io::Result<Connection>>,
+    ready: mpsc::Sender<Connection>,
 }
 
 impl Handshake {
@@ -237,7 +238,7 @@ impl Handshake {
                 drop(room);
                 let connection = Connection::new(Transport::Tls(Box::new(stream)), place, unheard);
                 // Whoever receives is gone when the process drains.
-                let _ = ready.send(Ok(connection)).await;
+                let _ = ready.send(connection).await;
             }
             Ok(Err(error)) => tracing::debug!(%address, %error, "a TLS handshake failed"),
             Err(_) => tracing::debug!(%address, "a TLS handshake took too long"),
@@ -287,11 +288,19 @@ impl Connection {
             stream,
             info: ConnectionInfo { finish_at: since + AGE_MAX, names: names.into() },
             said: 0,
-            unheard: Some(unheard),
-            cut: Box::pin(sleep_until(since + PREFACE_MAX)),
+            unheard: Some(Unheard { limit: Box::pin(sleep_until(since + PREFACE_MAX)), _token: unheard }),
             has_waited: false,
             _place: place,
         }
+    }
+
+    pub(super) fn info(&self) -> ConnectionInfo {
+        self.info.clone()
+    }
+
+    /// Whether it has had time enough to say what it wants.
+    fn is_too_late(&mut self, cx: &mut Context<'_>) -> bool {
+        self.unheard.as_mut().is_some_and(|unheard| unheard.limit.as_mut().poll(cx).is_ready())
     }
 
     /// Counts what came until it is clear what is wanted.
@@ -300,17 +309,8 @@ impl Connection {
             self.said += bytes;
             if self.said >= PREFACE_BYTES {
                 self.unheard = None;
-                self.cut.as_mut().reset(self.info.finish_at + AGE_GRACE);
             }
         }
-    }
-}
-
-impl Connected for Connection {
-    type ConnectInfo = ConnectionInfo;
-
-    fn connect_info(&self) -> ConnectionInfo {
-        self.info.clone()
     }
 }
 
@@ -318,9 +318,8 @@ impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         match self.stream.reading().poll_read(cx, buf) {
-            // Only a connection that is waiting looks at the clock.
-            Poll::Pending if self.cut.as_mut().poll(cx).is_ready() => {
-                Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the connection has reached its age")))
+            Poll::Pending if self.is_too_late(cx) => {
+                Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the caller has not said what it wants")))
             }
             Poll::Ready(Ok(())) => {
                 self.heard(buf.filled().len() - before);
@@ -422,7 +421,7 @@ mod tests {
         let mut incoming = std::pin::pin!(incoming(listener, None, 1_000, shutdown));
         let mut connections = Vec::new();
         for _ in 0..COUNT {
-            connections.push(incoming.next().await.expect("all are let in").expect("accepted"));
+            connections.push(incoming.next().await.expect("all are let in"));
         }
         assert!(TcpStream::connect(address).await.is_err(), "the listener is closed");
         for (caller, connection) in callers.iter_mut().zip(&mut connections) {
@@ -481,7 +480,7 @@ mod tests {
         shutdown.cancel();
         let mut incoming = std::pin::pin!(incoming(listener, None, 1_000, shutdown));
         let since = Instant::now();
-        let _connection = incoming.next().await.expect("it is let in").expect("accepted");
+        let _connection = incoming.next().await.expect("it is let in");
         assert!(incoming.next().await.is_none());
         assert_eq!(since.elapsed(), HEARING_MAX);
     }
@@ -491,7 +490,7 @@ mod tests {
         let (listener, address) = listener().await;
         let mut caller = TcpStream::connect(address).await.expect("connected");
         let mut incoming = std::pin::pin!(incoming(listener, None, 1_000, CancellationToken::new()));
-        let connection = incoming.next().await.expect("one").expect("accepted");
+        let connection = incoming.next().await.expect("one");
         let (connection, answers) = (Mutex::new(connection), Mutex::new(Vec::new()));
         let mut writes = Vec::new();
         // As a server does: whoever has an answer adds it, and what there is by then is written.

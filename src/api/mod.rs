@@ -23,6 +23,7 @@ mod replays;
 mod secrets;
 mod server;
 mod service;
+mod serving;
 mod shown;
 mod stats;
 mod status;

@@ -8,12 +8,12 @@ use http::{HeaderName, HeaderValue, Method};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
-use tonic::transport::Server;
 use tonic_web::GrpcWebLayer;
+use tower::ServiceBuilder;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use super::auth::{CallerLimits, ClientRule, Door, Guard, Mode};
-use super::connection::{self, AGE_MAX};
+use super::connection;
 use super::direct::Direct;
 use super::health::Health;
 use super::limits::MessageLimits;
@@ -21,6 +21,7 @@ use super::measured::Measured;
 use super::proto;
 use super::proto::webhook_service_server::WebhookServiceServer;
 use super::service::Webhooks;
+use super::serving::{self, Ways};
 use super::tls::{self, Tls};
 use crate::domain::address::EgressRules;
 use crate::domain::cloudevents::SourceTemplate;
@@ -86,21 +87,6 @@ pub struct Services {
     pub egress: Egress,
 }
 
-/// Calls under way on one connection. One client channel is one connection, and hundreds of concurrent publishers on it
-/// are the normal case: 128 would make them queue in the client. What bounds memory is the message limit, and what
-/// bounds the database is the publisher's queue.
-const STREAMS_MAX: u32 = 1_024;
-/// HPACK-decoded size of a request's headers.
-const HEADER_LIST_BYTES_MAX: u32 = 8 * 1024;
-const PING_INTERVAL: Duration = Duration::from_secs(30);
-const PING_TIMEOUT: Duration = Duration::from_secs(20);
-/// Streams that clients reset before we took them up; more ends the connection (CVE-2023-44487).
-const RESET_STREAMS_MAX: usize = 256;
-/// Streams that we reset for a client's faults; more ends the connection.
-const ERROR_RESETS_MAX: usize = 1_024;
-/// One connection's unread bytes: 16 payloads of the default limit, and many more small ones.
-const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
-const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 /// How long a shutdown waits for calls under way; a caller that does not read its answer holds nothing up.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
 
@@ -113,7 +99,7 @@ pub async fn serve(
     config: Config,
     health: Health,
     shutdown: CancellationToken,
-) -> Result<(), tonic::transport::Error> {
+) {
     let limits = MessageLimits { payload_bytes_max: config.payload_bytes_max };
     let edge = &config.edge;
     let door = Door::new(edge.auth, &edge.clients, edge.caller_limits, &services.store, &shutdown);
@@ -121,26 +107,16 @@ pub async fn serve(
     let incoming = connection::incoming(listener, tls, edge.connections_per_address_max, shutdown.clone());
     let has_reflection = config.reflection;
     let webhooks = Webhooks::new(services, config, shutdown.clone());
-    let server = Server::builder()
-        .max_concurrent_streams(STREAMS_MAX)
-        .http2_max_header_list_size(HEADER_LIST_BYTES_MAX)
-        .http2_max_pending_accept_reset_streams(Some(RESET_STREAMS_MAX))
-        .http2_max_local_error_reset_streams(Some(ERROR_RESETS_MAX))
-        .http2_keepalive_interval(Some(PING_INTERVAL))
-        .http2_keepalive_timeout(Some(PING_TIMEOUT))
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .max_connection_age(AGE_MAX)
-        .accept_http1(true)
-        .layer(cors())
-        .layer(GrpcWebLayer::new())
+    let contract = WebhookServiceServer::new(webhooks).max_decoding_message_size(limits.largest());
+    let plain = ServiceBuilder::new()
         .layer(Measured(Arc::clone(&store)))
         .layer(Guard(door))
         .layer(limits)
-        .layer(Direct(WebhookServiceServer::new(webhooks).max_decoding_message_size(limits.largest())))
-        .add_routes(routes(&health, has_reflection))
-        // The end of `incoming` is the signal: after it every connection is asked to finish.
-        .serve_with_incoming_shutdown(incoming, std::future::pending());
+        .layer(Direct(contract))
+        .service(routes(&health, has_reflection));
+    let browsers = ServiceBuilder::new().layer(cors()).layer(GrpcWebLayer::new()).service(plain.clone());
+    // The end of `incoming` is the signal: after it every connection is asked to finish.
+    let serving = serving::serve(incoming, Ways { plain, browsers });
     health.set_serving(true).await;
     let patience = async {
         shutdown.run_until_cancelled(health.follow(&store)).await;
@@ -148,10 +124,9 @@ pub async fn serve(
         tokio::time::sleep(DRAIN_MAX).await;
     };
     tokio::select! {
-        served = server => served,
+        () = serving => {}
         () = patience => {
             tracing::warn!(seconds = DRAIN_MAX.as_secs(), "callers did not finish; their connections are cut");
-            Ok(())
         }
     }
 }
@@ -174,7 +149,7 @@ fn routes(health: &Health, has_reflection: bool) -> Routes {
             routes.add_service(v1alpha);
         }
     }
-    routes.routes()
+    routes.routes().prepare()
 }
 
 /// Pages of this machine may call, no others: while nobody is asked for a credential, any page that a browser has open
