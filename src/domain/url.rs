@@ -29,6 +29,11 @@ impl EndpointUrl {
             return Err(Problem::new("contains a control character or a space; encode it with %"));
         }
         let url = url::Url::parse(text).map_err(|error| Problem::new(format!("is not a URL: {error}")))?;
+        // What is not ASCII is longer as it is requested: %-encoded, and in a host as IDNA says.
+        let bytes = url.as_str().len();
+        if bytes > BYTES_MAX {
+            return Err(Problem::new(format!("has {bytes} bytes as it is requested; allowed are {BYTES_MAX}")));
+        }
         match url.scheme() {
             "https" => {}
             "http" if rules.allow_http => {}
@@ -124,6 +129,8 @@ mod tests {
             "https://8.8.8.8:80/",
             "https://example.{}com/",
             &format!("https://example.com/{}", "x".repeat(2_048)),
+            &format!("https://example.com/{}", "é".repeat(400)),
+            &format!("https://{}.example.com/", "ы.".repeat(300)),
         ] {
             assert!(EndpointUrl::parse(bad, &rules).is_err(), "{bad}");
         }
