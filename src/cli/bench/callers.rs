@@ -25,7 +25,7 @@ pub(super) type Client = WebhookServiceClient<Channel>;
 
 /// The type of every event here.
 const EVENT_TYPE: &str = "bench.event";
-/// A caller whose call failed breathes before the next one.
+/// A caller whose call failed, or who may not call, breathes before the next one.
 const AFTER_FAILURE: Duration = Duration::from_millis(20);
 /// Longer than any stall that ends well.
 const CALL_TIMEOUT: Duration = Duration::from_secs(20);
@@ -69,6 +69,8 @@ pub(super) struct Callers {
     audience: Audience,
     turn: AtomicUsize,
     acknowledged: AtomicU64,
+    /// How many events callers in a closed loop may come to.
+    allowed: AtomicU64,
     /// Acknowledged deliveries to endpoints that answer.
     deliveries: AtomicU64,
     failed: AtomicU64,
@@ -144,6 +146,7 @@ impl Callers {
             audience,
             turn: AtomicUsize::new(0),
             acknowledged: AtomicU64::new(0),
+            allowed: AtomicU64::new(u64::MAX),
             deliveries: AtomicU64::new(0),
             failed: AtomicU64::new(0),
             last_failure: Mutex::default(),
@@ -192,13 +195,23 @@ impl Callers {
             let (this, stop) = (Arc::clone(self), stop.clone());
             running.spawn(async move {
                 while !stop.is_cancelled() && this.acknowledged() < limit {
-                    if !this.publish(place, wall_ns()).await {
+                    let is_acknowledged = this.is_allowed() && this.publish(place, wall_ns()).await;
+                    if !is_acknowledged {
                         tokio::time::sleep(AFTER_FAILURE).await;
                     }
                 }
             });
         }
         running
+    }
+
+    /// Has callers in a closed loop wait at so many acknowledgements, until more are allowed.
+    pub(super) fn allow(&self, acknowledgements: u64) {
+        self.allowed.store(acknowledgements, Relaxed);
+    }
+
+    fn is_allowed(&self) -> bool {
+        self.acknowledged() < self.allowed.load(Relaxed)
     }
 
     /// `rate` calls a second for `span`, whatever becomes of them; returns when the last one is answered.

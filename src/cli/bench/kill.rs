@@ -102,8 +102,12 @@ pub(super) async fn run(cluster: &mut Cluster, args: &Args) -> Result<KillReport
     let (mut killed, mut crashed) = (HashSet::new(), HashSet::new());
     let mut resumed = Duration::ZERO;
     for (place, fault) in FAULTS.iter().enumerate() {
-        let share = (place as u64 + 1) * args.kill_events / (FAULTS.len() as u64 + 1);
-        wait_for(&mut service, || callers.acknowledged() >= share).await?;
+        // Callers are in full swing when a fault comes and when it is over, and leave enough for those that follow.
+        let share = args.kill_events / (FAULTS.len() as u64 + 1);
+        let begin = (place as u64 + 1) * share;
+        let allowed = begin + share * 9 / 10;
+        callers.allow(allowed);
+        wait_for(&mut service, || callers.acknowledged() >= begin).await?;
         if *fault == b'K' {
             progress(&format!("kill: fault {}: SIGKILL to the service", place + 1));
             service.kill().await?;
@@ -114,13 +118,14 @@ pub(super) async fn run(cluster: &mut Cluster, args: &Args) -> Result<KillReport
             cluster.restart(RestartMode::Immediate).await?;
             let (back, acknowledged) = (Instant::now(), callers.acknowledged());
             crashed.extend(in_flight(cluster, Quiet::No).await?);
-            // Callers may have come to their last event while that was read.
-            let enough = (acknowledged + 1).min(args.kill_events);
+            // Callers may have come to all they may while that was read.
+            let enough = (acknowledged + 1).min(allowed);
             wait_for(&mut service, || callers.acknowledged() >= enough).await?;
             wait_for_arrivals(&receivers).await?;
             resumed = resumed.max(back.elapsed());
         }
     }
+    callers.allow(args.kill_events);
     wait_for(&mut service, || callers.acknowledged() >= args.kill_events).await?;
     stop.cancel();
     calling.join_all().await;
