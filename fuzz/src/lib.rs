@@ -147,10 +147,12 @@ pub fn ciphertext(data: &[u8]) {
     assert_eq!(keys.open(place, "k1", &sealed).expect("opened").as_slice(), data);
     assert!(keys.open(Place::Settings(&tenant, endpoint, 1), "k1", &sealed).is_err());
     assert!(keys.open(place, "k1", &[&sealed[..], data].concat()).is_err() || data.is_empty());
+    // No words of ours have that in them, and behind a colon it is no id.
+    const SECRET: &str = "c2VjcmV0";
     if let Some(text) = text(data)
-        && let Err(problem) = Keyring::parse(text)
+        && let Err(problem) = Keyring::parse(&format!("{text}:{SECRET}"))
     {
-        assert!(text.len() < 40 || !problem.to_string().contains(text));
+        assert!(!problem.to_string().contains(SECRET));
     }
 }
 
