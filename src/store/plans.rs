@@ -42,6 +42,13 @@ pub const COMPLETE: Guarded = Guarded {
             int[], smallint[], boolean[], text[], text[], text[], bytea[], uuid[], float8[], float8[], int[], boolean[], \
             boolean[], text",
 };
+/// The same of attempts that succeeded.
+pub const SUCCEED: Guarded = Guarded {
+    name: "succeed",
+    sql: queue::SUCCEED,
+    types: "uuid[], int, int[], timestamptz[], bigint[], int[], smallint[], boolean[], text[], text[], bytea[], uuid[], \
+            float8[], float8[]",
+};
 /// See [`super::Store::renew`].
 pub const RENEW: Guarded = Guarded { name: "renew", sql: queue::RENEW, types: "uuid[], int[], float8" };
 /// See [`super::Store::release`].

@@ -14,8 +14,8 @@ use sqlx::Row;
 use sqlx::postgres::PgRow;
 use sqlx::types::{Json, Uuid};
 
-pub(super) use self::complete::COMPLETE;
 pub use self::complete::{AttemptRecord, CANCELED_REASON, Completion, EXPIRED_REASON, Settled, Settlement};
+pub(super) use self::complete::{COMPLETE, SUCCEED};
 pub(super) use self::elsewhere::{ELSEWHERE, FOLLOW};
 pub use self::elsewhere::{Elsewhere, Followed};
 use super::Store;

@@ -270,8 +270,34 @@ async fn a_completion_reads_its_own_rows_alone() {
         "array[false]".to_owned(),
         "'canceled'::text".to_owned(),
     ];
-    check(&plans::COMPLETE, &arguments, true, false).await;
-    check(&plans::COMPLETE, &arguments, true, true).await;
+    let [
+        ids,
+        _,
+        _,
+        _,
+        _,
+        attempts,
+        _,
+        _,
+        started,
+        durations,
+        _,
+        statuses,
+        triggers,
+        truncated,
+        urls,
+        _,
+        headers,
+        bodies,
+        ..,
+    ] = &arguments;
+    let health = &arguments[18..21];
+    let succeeded = [ids, "1", attempts, started, durations, statuses, triggers, truncated, urls, headers, bodies];
+    let succeeded = [&succeeded.map(str::to_owned)[..], health].concat();
+    for is_analyzed in [false, true] {
+        check(&plans::COMPLETE, &arguments, true, is_analyzed).await;
+        check(&plans::SUCCEED, &succeeded, true, is_analyzed).await;
+    }
 }
 
 #[tokio::test]

@@ -157,6 +157,51 @@ async fn a_success_moves_the_delivery_and_keeps_its_attempt() {
 }
 
 #[tokio::test]
+async fn a_success_leaves_the_same_among_its_like_and_among_others() {
+    const ROWS: &str = "
+        select (to_jsonb(s) - array['id', 'event_id', 'settle_time'])::text,
+               (to_jsonb(t) - array['delivery_id', 'event_id', 'started_at', 'time', 'xid'])::text,
+               (to_jsonb(h) - array['score', 'last_success_time', 'last_failure_time'])::text
+        from settled_succeeded s join timeline t on t.delivery_id = s.id and t.number is not null
+        join endpoint_health h on h.endpoint_id = s.endpoint_id
+        where s.id = $1";
+    let (store, url, endpoint, _) = waiting(5).await;
+    let claimed = claim(&store, endpoint, 5).await;
+    let mut connection = support::connection(&url).await;
+    let mut left = Vec::new();
+    // Each time after a failure, of which nothing is to be left.
+    for (batch, of) in [(&claimed[..3], 1), (&claimed[3..], 4)] {
+        let failed = retry(&batch[0]);
+        let (before, with): (Vec<_>, Vec<_>) = match batch.len() {
+            3 => (vec![failed], batch[1..].iter().map(success).collect()),
+            _ => (Vec::new(), vec![failed, success(&batch[1])]),
+        };
+        for completions in [before, with] {
+            assert_eq!(store.complete(&completions).await.expect("completed").won.len(), completions.len());
+        }
+        let id = claimed[of].id.uuid();
+        let rows: (String, String, String) =
+            sqlx::query_as(ROWS).bind(id).fetch_one(&mut connection).await.expect("there");
+        left.push(rows);
+    }
+    assert_eq!(left[0], left[1]);
+}
+
+#[tokio::test]
+async fn of_successes_only_those_of_current_claims_are_completed() {
+    let (store, url, endpoint, _) = waiting(3).await;
+    let stale = claim(&store, endpoint, 2).await;
+    lapse(&url).await;
+    let again = claim(&store, endpoint, 1).await;
+    let fresh: Vec<_> = stale.iter().filter(|one| one.id != again[0].id).collect();
+    // Both were claimed once; one of them was lost, and is another claim's by now.
+    let settled = store.complete(&stale.iter().map(success).collect::<Vec<_>>()).await.expect("completed");
+    assert_eq!(settled.won, HashSet::from([fresh[0].id]));
+    assert_eq!(state(&store, again[0].id).await, DeliveryState::InFlight);
+    assert_eq!(store.complete(&[success(&again[0])]).await.expect("completed").won.len(), 1);
+}
+
+#[tokio::test]
 async fn a_batch_of_every_kind_settles_in_one_go() {
     let (store, _, endpoint, _) = waiting(300).await;
     let mut claimed = claim(&store, endpoint, 64).await;

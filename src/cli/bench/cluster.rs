@@ -150,6 +150,7 @@ fn name_of(text: &str) -> Option<&'static str> {
         ("with lanes as", "claim"),
         ("with offered as", "publish"),
         ("with settled as", "complete"),
+        ("with won as", "succeed"),
         ("select id, tenant, event_type, payload", "payloads"),
         ("with recursive e as", "sweep"),
         ("update outstanding o set lease_until", "renew"),

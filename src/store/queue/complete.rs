@@ -2,8 +2,9 @@
 //!
 //! A delivery moves by `DELETE … RETURNING` into an INSERT, its timeline row and the endpoint's health with it. A
 //! completion whose claim is no longer the current one changes nothing.
-//!
-//! The file is long because a statement, its arrays and its answer belong side by side.
+
+mod columns;
+mod succeed;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -12,17 +13,16 @@ use std::time::{Duration, Instant};
 use sqlx::types::Uuid;
 use sqlx::{Connection as _, PgConnection, PgExecutor};
 
+use self::columns::Columns;
+pub(in crate::store) use self::succeed::SUCCEED;
 use super::due_of;
-
 use crate::domain::attempt::{AttemptOutcome, AttemptResult, AttemptTrigger};
-use crate::domain::delivery::{DeliveryState, is_endpoints_doing};
-use crate::domain::endpoint::HEALTH_ALPHA;
 use crate::domain::id::{DeliveryId, EndpointId};
 use crate::domain::time::Timestamp;
 use crate::domain::trace::{TraceContext, TraceId};
 use crate::store::error::Result;
 use crate::store::stats::Event;
-use crate::store::types::{PgTime, count, headers_to_text, micros};
+use crate::store::types::{PgTime, count};
 use crate::store::{Due, Failing, Store, measure, order};
 
 /// What becomes of a claimed delivery.
@@ -80,6 +80,12 @@ pub enum Settlement {
 }
 
 impl Completion {
+    /// Whether it is an attempt that succeeded, and nothing else is to be said of it.
+    fn is_plain_success(&self) -> bool {
+        let outcome = self.attempt.as_ref().map(|attempt| attempt.result.outcome);
+        self.settlement == Settlement::Succeeded && outcome == Some(AttemptOutcome::Succeeded)
+    }
+
     /// The trace by which its event is found, where that is known.
     pub fn trace_id(&self) -> Option<TraceId> {
         self.trace.as_ref().map(TraceContext::trace_id)
@@ -270,7 +276,10 @@ async fn write_ordered(connection: &mut PgConnection, batch: &[Completion]) -> R
 
 async fn write<'c>(on: impl PgExecutor<'c>, batch: &[Completion]) -> Result<Vec<Answer>> {
     let columns = Columns::of(batch);
-    let health = HealthColumns::of(&columns.health);
+    if let Some(claim_gen) = succeed::claim_gen_of(batch) {
+        return succeed::write(on, claim_gen, columns).await;
+    }
+    let health = columns.health();
     let rows = sqlx::query_as(COMPLETE)
         .bind(columns.ids)
         .bind(columns.settling)
@@ -329,151 +338,5 @@ impl Settled {
                 None => self.ended.push(one.endpoint),
             }
         }
-    }
-}
-
-/// A batch as the statement's arrays, in id order.
-#[derive(Default)]
-struct Columns<'c> {
-    ids: Vec<Uuid>,
-    settling: Vec<Uuid>,
-    retried: Vec<Uuid>,
-    claim_gens: Vec<i32>,
-    states: Vec<i16>,
-    attempt_counts: Vec<i32>,
-    reasons: Vec<Option<&'c str>>,
-    delays_us: Vec<i64>,
-    started_at: Vec<Option<PgTime>>,
-    durations_us: Vec<Option<i64>>,
-    outcomes: Vec<Option<i16>>,
-    statuses: Vec<Option<i32>>,
-    triggers: Vec<Option<i16>>,
-    truncated: Vec<Option<bool>>,
-    urls: Vec<Option<&'c str>>,
-    errors: Vec<Option<&'c str>>,
-    headers: Vec<Option<String>>,
-    bodies: Vec<Option<&'c [u8]>>,
-    health: BTreeMap<Uuid, HealthChange>,
-}
-
-impl<'c> Columns<'c> {
-    fn of(completions: &'c [Completion]) -> Self {
-        let mut sorted: Vec<&Completion> = completions.iter().collect();
-        sorted.sort_unstable_by_key(|one| one.id);
-        let mut columns = Self::default();
-        for one in sorted {
-            columns.push(one);
-        }
-        columns
-    }
-
-    fn push(&mut self, one: &'c Completion) {
-        let (state, reason, delay) = match &one.settlement {
-            Settlement::Succeeded => (DeliveryState::Succeeded, None, Duration::ZERO),
-            Settlement::Failed(reason) => (DeliveryState::Failed, Some(reason.as_str()), Duration::ZERO),
-            Settlement::Canceled(reason) => (DeliveryState::Canceled, Some(reason.as_str()), Duration::ZERO),
-            Settlement::Expired => (DeliveryState::Expired, Some(EXPIRED_REASON), Duration::ZERO),
-            Settlement::Retry { delay } => (DeliveryState::Retrying, None, *delay),
-        };
-        let to = if state.is_settled() { &mut self.settling } else { &mut self.retried };
-        to.push(one.id.uuid());
-        self.ids.push(one.id.uuid());
-        self.claim_gens.push(one.claim_gen);
-        self.states.push(state.number());
-        self.attempt_counts.push(one.attempt_count.cast_signed());
-        self.reasons.push(reason);
-        self.delays_us.push(micros(delay));
-        self.push_attempt(one.attempt.as_ref());
-        if let Some(attempt) = &one.attempt
-            && is_endpoints_doing(attempt.result.outcome)
-        {
-            let is_success = attempt.result.outcome == AttemptOutcome::Succeeded;
-            self.health.entry(one.endpoint.uuid()).or_default().add(is_success);
-        }
-    }
-
-    fn push_attempt(&mut self, attempt: Option<&'c AttemptRecord>) {
-        let result = attempt.map(|attempt| &attempt.result);
-        self.started_at.push(attempt.map(|attempt| PgTime(attempt.started_at)));
-        self.triggers.push(attempt.map(|attempt| attempt.trigger.number()));
-        self.urls.push(attempt.map(|attempt| &*attempt.url));
-        self.durations_us.push(result.map(|result| micros(result.duration)));
-        self.outcomes.push(result.map(|result| result.outcome.number()));
-        self.statuses.push(result.map(|result| i32::from(result.status)));
-        self.truncated.push(result.map(|result| result.response_truncated));
-        self.errors.push(result.map(|result| result.error.as_str()).filter(|error| !error.is_empty()));
-        self.headers.push(result.map(|result| headers_to_text(&result.response_headers)));
-        self.bodies.push(result.map(|result| &*result.response_body));
-    }
-}
-
-/// What a batch does to an endpoint's health: `score × kept + added`, and the failures at its end.
-#[derive(Debug, Clone, Copy)]
-struct HealthChange {
-    kept: f64,
-    added: f64,
-    failures: i32,
-    had_success: bool,
-    had_failure: bool,
-}
-
-impl Default for HealthChange {
-    fn default() -> Self {
-        Self { kept: 1.0, added: 0.0, failures: 0, had_success: false, had_failure: false }
-    }
-}
-
-impl HealthChange {
-    fn add(&mut self, is_success: bool) {
-        let keep = 1.0 - HEALTH_ALPHA;
-        self.kept *= keep;
-        self.added = self.added * keep + if is_success { HEALTH_ALPHA } else { 0.0 };
-        self.failures = if is_success { 0 } else { self.failures + 1 };
-        self.had_success |= is_success;
-        self.had_failure |= !is_success;
-    }
-}
-
-/// Health changes as the statement's arrays, in id order.
-#[derive(Default)]
-struct HealthColumns {
-    endpoints: Vec<Uuid>,
-    kept: Vec<f64>,
-    added: Vec<f64>,
-    failures: Vec<i32>,
-    had_success: Vec<bool>,
-    had_failure: Vec<bool>,
-}
-
-impl HealthColumns {
-    fn of(changes: &BTreeMap<Uuid, HealthChange>) -> Self {
-        let mut columns = Self::default();
-        for (endpoint, change) in changes {
-            columns.endpoints.push(*endpoint);
-            columns.kept.push(change.kept);
-            columns.added.push(change.added);
-            columns.failures.push(change.failures);
-            columns.had_success.push(change.had_success);
-            columns.had_failure.push(change.had_failure);
-        }
-        columns
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_batch_moves_health_as_its_attempts_one_by_one_would() {
-        let attempts = [true, false, false, true, false];
-        let mut change = HealthChange::default();
-        let mut score = 0.5;
-        for is_success in attempts {
-            change.add(is_success);
-            score = score * (1.0 - HEALTH_ALPHA) + if is_success { HEALTH_ALPHA } else { 0.0 };
-        }
-        assert!((0.5 * change.kept + change.added - score).abs() < 1e-12);
-        assert_eq!((change.failures, change.had_success, change.had_failure), (1, true, true));
     }
 }
