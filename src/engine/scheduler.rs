@@ -409,7 +409,9 @@ impl Scheduler {
         let now = Instant::now();
         let Some(lane) = self.lanes.get_mut(&endpoint) else { return };
         while let Some(ready) = lane.start_next(now) {
-            self.shared.attempts.spawn(attempt::run(Arc::clone(&self.shared), ready, self.ended.clone()));
+            let attempt = attempt::run(Arc::clone(&self.shared), ready, self.ended.clone());
+            // Boxed, because the runtime moves a task's kilobytes five times from its beginning to its end.
+            self.shared.attempts.spawn(Box::pin(attempt));
         }
         if lane.has_ready() && lane.opens_at(now).is_some() {
             self.watch(endpoint, now);
