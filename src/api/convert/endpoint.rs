@@ -114,10 +114,10 @@ impl Patch {
         self.signature_scheme
     }
 
-    /// A new endpoint's values: those of a patch of every field; `None` where one was bad.
+    /// A new endpoint's values: those of a patch of every field; `None` where anything was bad.
     pub(in crate::api) fn into_spec(self, violations: &mut Violations) -> Option<EndpointSpec> {
         let client = self.client.as_ref().map(|client| client.apply(None, violations));
-        Some(EndpointSpec {
+        let spec = EndpointSpec {
             tls: TlsOptions { trusted: self.trusted?, client: client? },
             url: self.url?,
             description: self.description?,
@@ -137,7 +137,9 @@ impl Patch {
             external_id: self.external_id?,
             ordering: self.ordering?,
             on_failure: self.on_failure?,
-        })
+        };
+        // A certificate and its key may be well formed and not belong together.
+        violations.is_empty().then_some(spec)
     }
 
     /// `base` with the patch's values. Merging parts of a policy may show that they do not fit together.
