@@ -15,20 +15,18 @@ mod token;
 
 use std::sync::Arc;
 
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 pub use self::filter::Filter;
 use self::ring::Ring;
-use self::subscription::Source;
 pub use self::subscription::{News, Subscription};
+use self::subscription::{PastReaders, Source};
 use self::tail::{Joined, Joining};
 use self::token::Tokens;
 use crate::domain::time::Timestamp;
 use crate::store::{self, Position, Store};
 
-/// Reads of the past under way at once: they share the readers' connections with every call that reads.
-const READERS_MAX: usize = 2;
 /// Subscribers that wait for the tailer; more wait to be taken in.
 const JOINING_MAX: usize = 1_024;
 
@@ -38,7 +36,7 @@ pub struct Live {
     store: Arc<Store>,
     ring: Arc<Ring>,
     joining: mpsc::Sender<Joining>,
-    readers: Arc<Semaphore>,
+    readers: PastReaders,
     tokens: Tokens,
 }
 
@@ -86,7 +84,7 @@ impl Live {
         let (joining, joiners) = mpsc::channel(JOINING_MAX);
         tokio::spawn(tail::run(Arc::clone(&store), Arc::clone(&ring), joiners, shutdown));
         let tokens = Tokens::new(store.stream_key().bytes());
-        Arc::new(Self { store, ring, joining, readers: Arc::new(Semaphore::new(READERS_MAX)), tokens })
+        Arc::new(Self { store, ring, joining, readers: PastReaders::none(), tokens })
     }
 
     /// Subscribes: once this answers, no transition from the start on that passes `filter` is missed.
@@ -109,7 +107,7 @@ impl Live {
         let source = Source {
             store: Arc::clone(&self.store),
             presence,
-            readers: Arc::clone(&self.readers),
+            readers: self.readers.clone(),
             tokens: self.tokens.clone(),
         };
         Ok(Subscription::new(filter, source, start, boundary))

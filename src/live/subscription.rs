@@ -4,6 +4,7 @@
 //! the reader goes over to it without a seam. A reader that falls behind the ring goes back to the table from where it
 //! stands. What it was given is its own, so how far it is matters to nobody else.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use tokio::sync::{Semaphore, watch};
@@ -17,9 +18,13 @@ use crate::store::{Batch, Key, Page, Position, Store, TailError, TimelineEvent};
 
 /// Rows of one read of the past.
 const PAGE_MAX: usize = 256;
-/// What a page may take that waits for its reader; the rest of it is read again. With thousands of readers that stand
-/// still, this is what they hold.
+/// Reads of the past under way at once: each takes a connection of the stream's.
+const TURNS: usize = 2;
+/// What the pages that wait for their readers may take together, and one of them; the rest of a page is read again.
+const PAGES_BYTES_MAX: usize = 32 << 20;
 const PAGE_BYTES_MAX: usize = 128 << 10;
+/// What a page may take however many wait.
+const PAGE_BYTES_MIN: usize = 8 << 10;
 
 /// What a subscriber is told.
 #[derive(Debug)]
@@ -45,9 +50,43 @@ impl News {
 pub(super) struct Source {
     pub(super) store: Arc<Store>,
     pub(super) presence: Presence,
-    /// How many may read the past at once.
-    pub(super) readers: Arc<Semaphore>,
+    pub(super) readers: PastReaders,
     pub(super) tokens: Tokens,
+}
+
+/// Those who read the past: they take turns, and share what their pages may take. Thousands of readers that stand still
+/// each hold a page.
+#[derive(Debug, Clone)]
+pub(super) struct PastReaders {
+    turns: Arc<Semaphore>,
+    count: Arc<AtomicUsize>,
+}
+
+/// One of them, until it is dropped.
+#[derive(Debug)]
+struct PastReader(Arc<AtomicUsize>);
+
+impl PastReaders {
+    pub(super) fn none() -> Self {
+        Self { turns: Arc::new(Semaphore::new(TURNS)), count: Arc::default() }
+    }
+
+    fn join(&self) -> PastReader {
+        self.count.fetch_add(1, Ordering::Relaxed);
+        PastReader(Arc::clone(&self.count))
+    }
+
+    /// What the page of one of them may take.
+    fn page_bytes_max(&self) -> usize {
+        let share = PAGES_BYTES_MAX / self.count.load(Ordering::Relaxed).max(1);
+        share.clamp(PAGE_BYTES_MIN, PAGE_BYTES_MAX)
+    }
+}
+
+impl Drop for PastReader {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// A subscriber's end of the stream.
@@ -73,8 +112,9 @@ enum Place {
 }
 
 /// Reading the table.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Past {
+    _reader: PastReader,
     /// Where the batch that is being read ends in the ring, if it does.
     goal: Option<Boundary>,
     /// What was read, how much of it was told, and where the reader stands after all of it.
@@ -101,7 +141,7 @@ impl Subscription {
         let seat = Seat::take(&source.presence.0, filter.clone());
         let (news, growth) = (seat.audience().news(), source.presence.0.growth());
         let place = match start {
-            Some(_) => Place::Past(Past::default()),
+            Some(_) => source.past(),
             None => Place::Live(Live { line: boundary.line, next: boundary.next, page: None }),
         };
         let position = start.unwrap_or(Position::At(boundary.cursor));
@@ -127,7 +167,7 @@ impl Subscription {
             Place::Live(live) => {
                 let (page, told) = live.page.as_mut()?;
                 let Some(page) = page.upgrade() else {
-                    self.place = Place::Past(Past::default());
+                    self.place = self.source.past();
                     return None;
                 };
                 let found = page.events[*told..].iter().position(|event| self.filter.matches(event));
@@ -186,7 +226,7 @@ impl Subscription {
                 cursor.into_iter().for_each(|cursor| self.position = Position::At(cursor));
                 self.news.changed().await.map_err(|_| Ended::Draining)?;
             }
-            Look::Gone => self.place = Place::Past(Past::default()),
+            Look::Gone => self.place = self.source.past(),
             Look::Broken => return Err(Ended::Expired),
             Look::Closed => return Err(Ended::Draining),
         }
@@ -248,25 +288,31 @@ fn position_after(page: &Page, count: usize) -> Position {
 }
 
 impl Source {
+    fn past(&self) -> Place {
+        Place::Past(Past { _reader: self.readers.join(), goal: None, page: None, reading: None })
+    }
+
     /// Reads the next page of the past, once it is this reader's turn: what of it passes the filter, and where it ends.
     fn read(&self, batch: Batch, after: Key, filter: &Arc<Filter>) -> Reading {
-        let (store, readers, filter) = (Arc::clone(&self.store), Arc::clone(&self.readers), Arc::clone(filter));
+        let (store, readers, filter) = (Arc::clone(&self.store), self.readers.clone(), Arc::clone(filter));
         tokio::spawn(async move {
-            let _turn = readers.acquire().await;
+            let _turn = readers.turns.acquire().await;
             let (batch, after) = begin(&store, batch, after).await?;
-            let mut page = store.timeline_past(&batch, after, &filter.stored, PAGE_MAX).await?;
+            let bytes_max = readers.page_bytes_max();
+            let rows = (bytes_max / size_of::<TimelineEvent>()).clamp(1, PAGE_MAX);
+            let mut page = store.timeline_past(&batch, after, &filter.stored, rows).await?;
             page.events.retain(|event| filter.matches(event));
             let mut bytes = 0;
             let fits = page.events.iter().take_while(|event| {
                 bytes += event.bytes();
-                bytes <= PAGE_BYTES_MAX
+                bytes <= bytes_max
             });
             let count = fits.count().max(1);
             if count < page.events.len() {
                 page.events.truncate(count);
-                page.events.shrink_to_fit();
                 page.rest = page.events.last().map(TimelineEvent::key);
             }
+            page.events.shrink_to_fit();
             let end = match page.rest {
                 Some(key) => Position::Within(batch, key),
                 None => Position::At(batch.upper),
@@ -285,4 +331,21 @@ async fn begin(store: &Store, batch: Batch, after: Key) -> Result<(Batch, Key), 
     let lower = Arc::new(store.refined(&batch.lower, batch.upper.snapshot.xmax()).await?);
     let after = Key::before(&lower.snapshot);
     Ok((Batch { lower, upper: batch.upper }, after))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn those_who_read_the_past_share_what_their_pages_may_take() {
+        let readers = PastReaders::none();
+        assert_eq!(readers.page_bytes_max(), PAGE_BYTES_MAX);
+        let mut some: Vec<_> = (0..1_024).map(|_| readers.join()).collect();
+        assert_eq!(readers.page_bytes_max() * 1_024, PAGES_BYTES_MAX);
+        some.extend((0..9_000).map(|_| readers.join()));
+        assert_eq!(readers.page_bytes_max(), PAGE_BYTES_MIN);
+        drop(some);
+        assert_eq!(readers.page_bytes_max(), PAGE_BYTES_MAX);
+    }
 }
