@@ -36,6 +36,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         .bytes(".")
         .extern_path(".google.rpc.Status", "::tonic_types::Status")
+        .codec_path("crate::api::codec::Protobuf")
         .compile_fds_with_config(own, config)?;
     Ok(())
 }

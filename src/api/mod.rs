@@ -5,6 +5,7 @@
 
 mod alerts;
 mod auth;
+mod codec;
 mod connection;
 mod convert;
 mod dead_letters;

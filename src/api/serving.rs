@@ -41,7 +41,7 @@ const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 /// What waits to be sent on one stream before no more is asked for: a caller's window may be of megabytes, and there may
 /// be thousands of streams whose callers are slow to read.
-const UNSENT_BYTES_MAX: usize = 32 * 1024;
+const UNSENT_BYTES_MAX: usize = 16 * 1024;
 
 /// The way of a call: a service of tower's that is always ready.
 pub(super) trait Calls:
