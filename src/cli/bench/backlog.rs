@@ -7,7 +7,7 @@ use sqlx::types::Uuid;
 
 use super::Args;
 use super::callers::{Audience, Target};
-use super::cluster::{Cluster, mean_ms};
+use super::cluster::Cluster;
 use super::fill::{self, filling};
 use super::measure::{self, FixedRate};
 use super::progress;
@@ -54,6 +54,7 @@ pub(super) async fn run(cluster: &Cluster, args: &Args) -> Result<BacklogReport,
     let (silent, live): (Vec<Target>, Vec<Target>) = targets.into_iter().partition(|target| !target.is_live);
     let audience = Audience::InTurn(live);
     let without = measure::fixed_rate(&mut stage, args, &audience, RATE).await?;
+    let claim_without_ms = measure::claim_ms(&mut stage, args, &audience, RATE).await?;
 
     progress(&format!("backlog: writing {} waiting deliveries", args.backlog_rows));
     stage.service.kill().await?;
@@ -64,7 +65,7 @@ pub(super) async fn run(cluster: &Cluster, args: &Args) -> Result<BacklogReport,
     tokio::time::sleep(SETTLE_IN).await;
     let with = measure::fixed_rate(&mut stage, args, &audience, RATE).await?;
 
-    let claim_ms = mean_ms(&without.statements, "claim").zip(mean_ms(&with.statements, "claim"));
+    let claim_ms = claim_without_ms.zip(measure::claim_ms(&mut stage, args, &audience, RATE).await?);
     let report = BacklogReport {
         rows: args.backlog_rows,
         p99_ratio: with.latency.p99_ms / without.latency.p99_ms,

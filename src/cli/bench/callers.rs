@@ -79,6 +79,8 @@ pub(super) struct Callers {
     ids: Option<Mutex<Vec<String>>>,
     /// Whether events carry their stamp as idempotency key, too: a stream shows that, and no payload.
     stamps_keys: bool,
+    /// For how long deliveries are put off.
+    delay: Option<Duration>,
 }
 
 /// Where a service is, and how it is spoken to.
@@ -152,6 +154,7 @@ impl Callers {
             last_failure: Mutex::default(),
             ids: keeps_ids.then(Mutex::default),
             stamps_keys: false,
+            delay: None,
         })
     }
 
@@ -162,6 +165,14 @@ impl Callers {
             callers.stamps_keys = true;
         }
         callers
+    }
+
+    /// The same, whose deliveries are not due at once.
+    pub(super) fn putting_off(mut self: Arc<Self>, delay: Duration) -> Arc<Self> {
+        if let Some(callers) = Arc::get_mut(&mut self) {
+            callers.delay = Some(delay);
+        }
+        self
     }
 
     /// Events acknowledged so far.
@@ -238,6 +249,7 @@ impl Callers {
     /// One call; whether it was acknowledged.
     async fn publish(&self, place: usize, sent_ns: u64) -> bool {
         let mut request = PublishRequest { event_type: EVENT_TYPE.to_owned(), ..PublishRequest::default() };
+        request.deliver_time = self.delay.map(|delay| stamp::time(sent_ns, delay));
         if self.stamps_keys {
             request.idempotency_key = stamp::key(sent_ns, place);
         }

@@ -8,7 +8,7 @@ use sqlx::PgConnection;
 use tokio_util::sync::CancellationToken;
 
 use super::callers::Audience;
-use super::cluster::{Cluster, execute, mean_ms, sql_failed};
+use super::cluster::{Cluster, execute, sql_failed};
 use super::measure::{self, FixedRate};
 use super::stage::Stage;
 use super::{Args, progress};
@@ -99,7 +99,8 @@ pub(super) async fn run(cluster: &Cluster, args: &Args) -> Result<HealthyReport,
 async fn standing(stage: &mut Stage<'_>, args: &Args, looking: &mut PgConnection) -> Result<Standing, Failure> {
     let (heap_pages, index_pages, dead_rows) = size(looking).await?;
     let run = measure::fixed_rate(stage, args, &Audience::Everyone, RATE).await?;
-    Ok(Standing { heap_pages, index_pages, dead_rows, claim_ms: mean_ms(&run.statements, "claim"), run })
+    let claim_ms = measure::claim_ms(stage, args, &Audience::Everyone, RATE).await?;
+    Ok(Standing { heap_pages, index_pages, dead_rows, claim_ms, run })
 }
 
 async fn size(looking: &mut PgConnection) -> Result<(i64, i64, i64), Failure> {

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Args;
 use super::callers::{Audience, Callers};
-use super::cluster::{Statement, sql_failed};
+use super::cluster::{Statement, mean_ms, sql_failed};
 use super::stage::Stage;
 use super::tally::{Latency, Report};
 use super::usage::Cpu;
@@ -23,6 +23,8 @@ pub(super) const WARM_UP: Duration = Duration::from_secs(2);
 /// Deliveries that do not arrive within this time after the last one did count as missing. A lease lapses sooner.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(25);
 const POLL: Duration = Duration::from_millis(20);
+/// For how long deliveries are put off whose claims are timed.
+const PUT_OFF: Duration = Duration::from_millis(200);
 
 /// Callers that never wait between calls.
 #[derive(Debug, Clone, Serialize)]
@@ -141,6 +143,22 @@ pub(super) async fn fixed_rate(
         arrivals,
         statements: stage.cluster.statements(&stage.database).await?,
     })
+}
+
+/// The mean time of a claim, in milliseconds, while `rate` deliveries a second fall due; `None` where the server does not
+/// count statements. What is due at once is claimed by its publish, so these are put off by a moment.
+pub(super) async fn claim_ms(
+    stage: &mut Stage<'_>,
+    args: &Args,
+    audience: &Audience,
+    rate: f64,
+) -> Result<Option<f64>, Failure> {
+    let callers = stage.callers(args, audience)?.putting_off(PUT_OFF);
+    stage.receivers.reset().await?;
+    stage.cluster.begin_measurement(&stage.database).await?;
+    callers.open_loop(rate, args.span()).await?;
+    drained(stage, &callers).await?;
+    Ok(mean_ms(&stage.cluster.statements(&stage.database).await?, "claim"))
 }
 
 async fn in_flight(stage: &Stage<'_>) -> Result<i64, Failure> {

@@ -2,7 +2,7 @@
 //!
 //! The stamp is found by its marker in whatever body the service made around the payload.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 
@@ -21,6 +21,15 @@ const BYTES_MIN: usize = 1 + MARKER.len() + DIGITS + 8 + 2;
 pub(super) fn wall_ns() -> u64 {
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since_epoch.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// A while after such a moment, as the contract writes it.
+pub(super) fn time(ns: u64, after: Duration) -> prost_types::Timestamp {
+    let time = Duration::from_nanos(ns) + after;
+    prost_types::Timestamp {
+        seconds: time.as_secs().try_into().unwrap_or(i64::MAX),
+        nanos: time.subsec_nanos().cast_signed(),
+    }
 }
 
 /// Makes JSON payloads of one size, each with its stamp.
