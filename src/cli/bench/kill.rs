@@ -117,11 +117,12 @@ pub(super) async fn run(cluster: &mut Cluster, args: &Args) -> Result<KillReport
             progress(&format!("kill: fault {}: immediate restart of PostgreSQL", place + 1));
             cluster.restart(RestartMode::Immediate).await?;
             let (back, acknowledged) = (Instant::now(), callers.acknowledged());
+            let arrived = receivers.report().await?.arrived;
             crashed.extend(in_flight(cluster, Quiet::No).await?);
             // Callers may have come to all they may while that was read.
             let enough = (acknowledged + 1).min(allowed);
             wait_for(&mut service, || callers.acknowledged() >= enough).await?;
-            wait_for_arrivals(&receivers).await?;
+            wait_for_arrivals(&receivers, arrived).await?;
             resumed = resumed.max(back.elapsed());
         }
     }
@@ -185,11 +186,9 @@ async fn in_flight(cluster: &Cluster, quiet: Quiet) -> Result<Vec<Attempt>, Fail
     sqlx::query_as(IN_FLIGHT).fetch_all(&mut connection).await.map_err(sql_failed)
 }
 
-/// Waits until so many deliveries have arrived that some were claimed from the database that came back.
-async fn wait_for_arrivals(receivers: &Receivers) -> Result<(), Failure> {
-    // What arrives after the first acknowledgement was claimed from the database that came back, but for what is in
-    // flight: more than all lanes hold is surely new.
-    let arrived = receivers.report().await?.arrived;
+/// Waits until so many more than `arrived` have arrived that some were claimed from the database that came back: more
+/// than all lanes held at the fault.
+async fn wait_for_arrivals(receivers: &Receivers, arrived: u64) -> Result<(), Failure> {
     let deadline = Instant::now() + RESUME_PATIENCE;
     while receivers.report().await?.arrived <= arrived + (ENDPOINTS * 64) as u64 && Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(10)).await;
