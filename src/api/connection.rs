@@ -1,4 +1,5 @@
-//! Accepted connections: how many there may be, how long they may take to say something, and how old one may become.
+//! Accepted connections: how many there may be, how long they may take to say something, and when they
+//! are to finish.
 //!
 //! A listener that closes resets whatever the kernel holds for it, and hyper drops a connection that has yet to say what
 //! it wants. Their callers could not tell whether a call was made. So a shutdown first lets in all that have come, and
@@ -31,8 +32,6 @@ use super::tls::{Tls, names_of};
 
 /// When a connection is asked to finish, so that callers spread anew over replicas.
 pub(super) const AGE_MAX: Duration = Duration::from_secs(30 * 60);
-/// How long after that it is cut, whatever is still open on it.
-pub(super) const AGE_GRACE: Duration = Duration::from_secs(60);
 /// Connections at once; beyond it they wait in the kernel's queue.
 const CONNECTIONS_MAX: usize = 8_192;
 /// How long accepting pauses where the process has run out of file descriptors.

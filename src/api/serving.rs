@@ -16,13 +16,13 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use tokio::time::{sleep_until, timeout};
+use tokio::time::{timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::body::Body;
 use tower::{Service, ServiceExt as _};
 
-use super::connection::{AGE_GRACE, Connection};
+use super::connection::Connection;
 
 /// Calls under way on one connection. One client channel is one connection, and hundreds of concurrent publishers on it
 /// are the normal case: 128 would make them queue in the client. What bounds memory is the message limit, and what
@@ -42,6 +42,9 @@ const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 /// What waits to be sent on one stream before no more is asked for: a caller's window may be of megabytes, and there may
 /// be thousands of streams whose callers are slow to read.
 const UNSENT_BYTES_MAX: usize = 16 * 1024;
+
+/// How long a connection that was asked to finish may take; then it is cut, whatever is still open on it.
+const AGE_GRACE: Duration = Duration::from_secs(60);
 
 /// The way of a call: a service of tower's that is always ready.
 pub(super) trait Calls:
@@ -97,12 +100,7 @@ async fn serve_one<P: Calls, B: Calls>(
     let mut http = pin!(protocol.serve_connection(TokioIo::new(connection), calls));
     let ended = tokio::select! {
         ended = &mut http => Ok(ended),
-        () = sleep_until(finish_at) => Err(()),
-        () = finish.cancelled() => Err(()),
-    };
-    let ended = match ended {
-        Ok(ended) => Ok(ended),
-        Err(()) => {
+        _ = timeout_at(finish_at, finish.cancelled()) => {
             http.as_mut().graceful_shutdown();
             timeout(AGE_GRACE, http).await
         }

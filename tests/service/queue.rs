@@ -170,14 +170,12 @@ async fn a_success_leaves_the_same_among_its_like_and_among_others() {
     let mut connection = support::connection(&url).await;
     let mut left = Vec::new();
     // Each time after a failure, of which nothing is to be left.
-    for (batch, of) in [(&claimed[..3], 1), (&claimed[3..], 4)] {
-        let failed = retry(&batch[0]);
-        let (before, with): (Vec<_>, Vec<_>) = match batch.len() {
-            3 => (vec![failed], batch[1..].iter().map(success).collect()),
-            _ => (Vec::new(), vec![failed, success(&batch[1])]),
-        };
-        for completions in [before, with] {
-            assert_eq!(store.complete(&completions).await.expect("completed").won.len(), completions.len());
+    for (batches, of) in [
+        (vec![vec![retry(&claimed[0])], vec![success(&claimed[1]), success(&claimed[2])]], 1),
+        (vec![vec![retry(&claimed[3]), success(&claimed[4])]], 4),
+    ] {
+        for batch in batches {
+            assert_eq!(store.complete(&batch).await.expect("completed").won.len(), batch.len());
         }
         let id = claimed[of].id.uuid();
         let rows: (String, String, String) =
