@@ -141,8 +141,8 @@ pub(super) async fn register(client: &Client, endpoints: Vec<Endpoint>) -> Resul
 }
 
 impl Callers {
-    pub(super) fn new(clients: Vec<Client>, payload_bytes: usize, audience: Audience, keeps_ids: bool) -> Arc<Self> {
-        Arc::new(Self {
+    pub(super) fn new(clients: Vec<Client>, payload_bytes: usize, audience: Audience) -> Self {
+        Self {
             clients,
             payloads: Payloads::of(payload_bytes),
             audience,
@@ -152,27 +152,25 @@ impl Callers {
             deliveries: AtomicU64::new(0),
             failed: AtomicU64::new(0),
             last_failure: Mutex::default(),
-            ids: keeps_ids.then(Mutex::default),
+            ids: None,
             stamps_keys: false,
             delay: None,
-        })
+        }
     }
 
-    /// Callers whose events can be timed in a stream: see [`stamp::sent_ns_of_key`].
-    pub(super) fn stamping_keys(clients: Vec<Client>, payload_bytes: usize) -> Arc<Self> {
-        let mut callers = Self::new(clients, payload_bytes, Audience::Everyone, false);
-        if let Some(callers) = Arc::get_mut(&mut callers) {
-            callers.stamps_keys = true;
-        }
-        callers
+    /// The same, who keep the ids of what was acknowledged.
+    pub(super) fn keeping_ids(self) -> Self {
+        Self { ids: Some(Mutex::default()), ..self }
+    }
+
+    /// The same, whose events can be timed in a stream: see [`stamp::sent_ns_of_key`].
+    pub(super) fn stamping_keys(self) -> Self {
+        Self { stamps_keys: true, ..self }
     }
 
     /// The same, whose deliveries are not due at once.
-    pub(super) fn putting_off(mut self: Arc<Self>, delay: Duration) -> Arc<Self> {
-        if let Some(callers) = Arc::get_mut(&mut self) {
-            callers.delay = Some(delay);
-        }
-        self
+    pub(super) fn putting_off(self, delay: Duration) -> Self {
+        Self { delay: Some(delay), ..self }
     }
 
     /// Events acknowledged so far.

@@ -1,6 +1,7 @@
 //! Scenario `healthy`: millions of deliveries while another session holds a snapshot open, as a dump does, so that vacuum
 //! can remove nothing; and what claims and tables have come back to after it has ended.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -62,7 +63,7 @@ pub(super) async fn run(cluster: &Cluster, args: &Args) -> Result<HealthyReport,
     let mut holder = cluster.connect(&stage.database).await?;
     execute(&mut holder, "begin isolation level repeatable read; select count(*) from hooklane.endpoints").await?;
     progress(&format!("healthy: {} deliveries behind an open snapshot", args.healthy_deliveries));
-    let (began, callers) = (Instant::now(), stage.callers(args, &Audience::Everyone)?);
+    let (began, callers) = (Instant::now(), Arc::new(stage.callers(args, &Audience::Everyone)?));
     stage.receivers.reset().await?;
     let stop = CancellationToken::new();
     callers.closed_loop(args.callers, &stop, args.healthy_deliveries / ENDPOINTS as u64).join_all().await;

@@ -4,6 +4,7 @@
 //! back, when nobody writes to it any more: each of those may arrive twice, and each shows as LOST, or was completed.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -94,7 +95,7 @@ pub(super) async fn run(cluster: &mut Cluster, args: &Args) -> Result<KillReport
     let clients = callers::connect(service.grpc(), args.channels)?;
     let endpoint = |place| Endpoint { url: receivers.live_url(place), ..Endpoint::default() };
     callers::register(&clients[0], (0..ENDPOINTS).map(endpoint).collect()).await?;
-    let callers = Callers::new(clients, args.payload_bytes, Audience::Everyone, true);
+    let callers = Arc::new(Callers::new(clients, args.payload_bytes, Audience::Everyone).keeping_ids());
     let stop = CancellationToken::new();
     // Each event goes to every endpoint: 20,000 events are 80,000 deliveries.
     let calling = callers.closed_loop(args.callers, &stop, args.kill_events);

@@ -79,7 +79,7 @@ impl Arrivals {
 
 /// `args.callers` callers for a warm-up and a window, and then until all has arrived.
 pub(super) async fn full_load(stage: &mut Stage<'_>, args: &Args, audience: &Audience) -> Result<FullLoad, Failure> {
-    let callers = stage.callers(args, audience)?;
+    let callers = Arc::new(stage.callers(args, audience)?);
     stage.cluster.begin_measurement(&stage.database).await?;
     stage.receivers.reset().await?;
     let (began, cpu) = (Instant::now(), stage.cpu());
@@ -117,12 +117,12 @@ pub(super) async fn fixed_rate(
     audience: &Audience,
     rate: f64,
 ) -> Result<FixedRate, Failure> {
-    let warming = stage.callers(args, audience)?;
+    let warming = Arc::new(stage.callers(args, audience)?);
     stage.receivers.reset().await?;
     warming.open_loop(rate, WARM_UP).await?;
     drained(stage, &warming).await?;
 
-    let callers = stage.callers(args, audience)?;
+    let callers = Arc::new(stage.callers(args, audience)?);
     // New connections are made by a first call, which is none of the window's.
     callers.open_loop(50.0, Duration::from_millis(200)).await?;
     drained_of(stage, &[&warming, &callers]).await?;
@@ -153,7 +153,7 @@ pub(super) async fn claim_ms(
     audience: &Audience,
     rate: f64,
 ) -> Result<Option<f64>, Failure> {
-    let callers = stage.callers(args, audience)?.putting_off(PUT_OFF);
+    let callers = Arc::new(stage.callers(args, audience)?.putting_off(PUT_OFF));
     stage.receivers.reset().await?;
     stage.cluster.begin_measurement(&stage.database).await?;
     callers.open_loop(rate, args.span()).await?;

@@ -121,9 +121,9 @@ impl<'c> Stage<'c> {
     }
 
     /// Callers of the present service.
-    pub(super) fn callers(&self, args: &Args, audience: &Audience) -> Result<std::sync::Arc<Callers>, Failure> {
+    pub(super) fn callers(&self, args: &Args, audience: &Audience) -> Result<Callers, Failure> {
         let clients = callers::connect(self.door(), args.channels)?;
-        Ok(Callers::new(clients, args.payload_bytes, audience.clone(), false))
+        Ok(Callers::new(clients, args.payload_bytes, audience.clone()))
     }
 
     /// Kills the service and starts another over the same database: its peak memory and pools begin anew.

@@ -132,7 +132,7 @@ async fn at_fixed_rate(
         let seen = Seen::new();
         streams.push((watch(replica.grpc(), &seen).await?, seen));
     }
-    let callers = Callers::stamping_keys(clients, args.payload_bytes);
+    let callers = Arc::new(Callers::new(clients, args.payload_bytes, Audience::Everyone).stamping_keys());
     callers.open_loop(EVENTS_PER_S, WARM_UP).await?;
     await_all(&callers, &streams, &mut replicas).await?;
     streams.iter().for_each(|(_, seen)| seen.begin_window());
