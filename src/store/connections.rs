@@ -1,30 +1,104 @@
-//! A pool whose statements have an end of ours, beside the server's.
+//! Connections to the database, in a pool that costs a statement nothing and whose statements have an end of ours, beside
+//! the server's.
+//!
+//! sqlx opens connections and speaks on them; which is used next is decided here. Its own pool asks each one that comes
+//! back whether it is well, which is a round trip for every statement, and uses them in turn, so that under load every
+//! backend's plans and catalogs are cold in the processor's caches. Here the one that came back last goes out first, and
+//! only what met an error is asked.
 //!
 //! The server's `statement_timeout` ends what is slow. It cannot end what never reaches it, or whose answer never comes
 //! back: behind a link that swallows packets, or a failover that forgot the connection, a statement would wait without
-//! end. sqlx bounds the wait for a connection, but not the one for an answer, and a connection given back in the middle
-//! of a statement is read from until it answers, so that the pool never gets its place back. Therefore a connection is
-//! given back only when its statement has ended; any other is closed, and opened anew.
+//! end. Therefore a connection is given back only when its statement has ended; any other is closed, and opened anew.
 
 use std::ops::{Deref, DerefMut};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use futures::stream::{self, BoxStream};
 use futures::{StreamExt as _, TryStreamExt as _};
-use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{Describe, Either, Execute, Executor, PgConnection, PgPool, Postgres, SqlStr};
+use sqlx::{Connection as _, Describe, Either, Execute, Executor, PgConnection, PgPool, Postgres, SqlStr};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Connections to the database. Statements run on it as on sqlx's own pool.
 #[derive(Debug, Clone)]
 pub(super) struct Connections {
-    pool: PgPool,
-    doubt: Arc<Doubt>,
+    /// What opens them; they leave it at once.
+    opener: PgPool,
+    shelf: Arc<Shelf>,
     /// How long a statement, or a transaction, may take from here.
     patience: Duration,
+}
+
+/// The connections that nobody uses, and how many may be in use.
+#[derive(Debug)]
+struct Shelf {
+    /// One for each connection that may be open. An idle one needs none: whoever has a turn takes it first.
+    turns: Arc<Semaphore>,
+    turns_max: u32,
+    /// In the order in which they came back.
+    idle: Mutex<Vec<Idle>>,
+    doubt: Arc<Doubt>,
+}
+
+#[derive(Debug)]
+struct Idle {
+    connection: PgConnection,
+    opened: Instant,
+    since: Instant,
+}
+
+/// How long a caller waits for a free connection, or for one to be opened.
+const LEND_MAX: Duration = Duration::from_secs(5);
+/// A connection that nobody needed for so long is closed.
+const IDLE_MAX: Duration = Duration::from_secs(60);
+
+impl Shelf {
+    /// The one that came back last, of those that are to be trusted.
+    fn take(&self) -> Option<Idle> {
+        loop {
+            let last = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
+            if !self.doubt.covers(last.opened) {
+                return Some(last);
+            }
+        }
+    }
+
+    fn put(&self, connection: PgConnection, opened: Instant) {
+        let one = Idle { connection, opened, since: Instant::now() };
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(one);
+    }
+
+    fn take_all(&self) -> Vec<Idle> {
+        std::mem::take(&mut self.idle.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn idle_count(&self) -> usize {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Those that have been idle since before `start`.
+    fn take_unused(&self, start: Instant) -> Vec<Idle> {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let unused = idle.partition_point(|one| one.since < start);
+        idle.drain(..unused).collect()
+    }
+}
+
+/// Closes what nobody needs any more, for as long as the connections are there.
+async fn close_unused(shelf: Weak<Shelf>) {
+    loop {
+        tokio::time::sleep(IDLE_MAX / 4).await;
+        let Some(shelf) = shelf.upgrade() else { return };
+        let unused = Instant::now().checked_sub(IDLE_MAX).map(|start| shelf.take_unused(start));
+        drop(shelf);
+        for one in unused.into_iter().flatten() {
+            // Whatever its farewell meets, it is gone.
+            let _ = tokio::time::timeout(LEND_MAX, one.connection.close()).await;
+        }
+    }
 }
 
 /// Since when connections are not to be trusted: one of them did not answer in time, so the others, which were opened
@@ -56,19 +130,22 @@ impl Doubt {
 }
 
 impl Connections {
-    /// Opens connections as they are needed.
-    pub(super) fn open_lazily(
-        pool: PgPoolOptions,
-        options: PgConnectOptions,
-        doubt: &Arc<Doubt>,
-        patience: Duration,
-    ) -> Self {
-        let doubted = Arc::clone(doubt);
-        let pool = pool.before_acquire(move |_, connection| {
-            let is_doubted = Instant::now().checked_sub(connection.age).is_some_and(|opened| doubted.covers(opened));
-            Box::pin(std::future::ready(Ok(!is_doubted)))
+    /// Opens connections as they are needed, `max` at most.
+    pub(super) fn open_lazily(max: u32, options: PgConnectOptions, doubt: &Arc<Doubt>, patience: Duration) -> Self {
+        let opener = PgPoolOptions::new()
+            .max_connections(max)
+            .acquire_timeout(LEND_MAX)
+            // While the database is away everything waits for a connection, and would say so.
+            .acquire_slow_level(tracing::log::LevelFilter::Debug)
+            .connect_lazy_with(options);
+        let shelf = Arc::new(Shelf {
+            turns: Arc::new(Semaphore::new(max as usize)),
+            turns_max: max,
+            idle: Mutex::default(),
+            doubt: Arc::clone(doubt),
         });
-        Self { pool: pool.connect_lazy_with(options), doubt: Arc::clone(doubt), patience }
+        tokio::spawn(close_unused(Arc::downgrade(&shelf)));
+        Self { opener, shelf, patience }
     }
 
     /// The same connections for statements that have to answer sooner.
@@ -78,51 +155,92 @@ impl Connections {
 
     /// A connection for several statements.
     pub(super) async fn lend(&self) -> sqlx::Result<Lent> {
-        Ok(Lent { connection: self.pool.acquire().await?, has_ended: false })
+        let idle = Arc::clone(&self.shelf.turns).try_acquire_owned().map(|turn| (self.shelf.take(), turn));
+        let (connection, opened, turn) = match idle {
+            Ok((Some(idle), turn)) => (idle.connection, idle.opened, turn),
+            Ok((None, turn)) => soon(self.open(turn)).await?,
+            Err(_) => soon(self.wait()).await?,
+        };
+        Ok(Lent { connection, opened, turn, shelf: Arc::clone(&self.shelf) })
+    }
+
+    async fn open(&self, turn: OwnedSemaphorePermit) -> sqlx::Result<(PgConnection, Instant, OwnedSemaphorePermit)> {
+        // Before it is opened: what makes the others doubtful meanwhile may have met this one as well.
+        let opened = Instant::now();
+        Ok((self.opener.acquire().await?.detach(), opened, turn))
+    }
+
+    async fn wait(&self) -> sqlx::Result<(PgConnection, Instant, OwnedSemaphorePermit)> {
+        let turn = Arc::clone(&self.shelf.turns).acquire_owned().await.map_err(|_| sqlx::Error::PoolClosed)?;
+        match self.shelf.take() {
+            Some(idle) => Ok((idle.connection, idle.opened, turn)),
+            None => self.open(turn).await,
+        }
     }
 
     /// Runs what is done with a lent connection, for as long as a statement may take. An error of the outer kind means
     /// that it was given up: what it did is unknown.
     pub(super) async fn bounded<F: Future>(&self, work: F) -> sqlx::Result<F::Output> {
         tokio::time::timeout(self.patience, work).await.map_err(|_| {
-            self.doubt.raise(Instant::now());
+            self.shelf.doubt.raise(Instant::now());
             let words = format!("no answer within {} s", self.patience.as_secs_f64());
             sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, words))
         })
     }
 
-    /// How many are open, and how many of those are not in use.
+    /// How many are open or being opened, and how many of those are not in use.
     pub(super) fn counts(&self) -> (usize, usize) {
-        let idle = self.pool.num_idle();
-        // Read one after the other: a connection may be taken or opened in between.
-        ((self.pool.size() as usize).max(idle), idle)
+        let idle = self.shelf.idle_count();
+        let used = (self.shelf.turns_max as usize).saturating_sub(self.shelf.turns.available_permits());
+        (used + idle, idle)
     }
 
     /// Closes every connection, once the statements under way have ended.
     pub(super) async fn close(&self) {
-        self.pool.close().await;
+        let all = self.shelf.turns.acquire_many(self.shelf.turns_max).await;
+        self.shelf.turns.close();
+        drop(all);
+        self.opener.close().await;
+        for one in self.shelf.take_all() {
+            // Whatever its farewell meets, it is gone.
+            let _ = one.connection.close().await;
+        }
     }
 }
 
-/// A connection out of the pool. Dropped before [`Lent::give_back`], it is closed.
+/// What a connection is waited for.
+async fn soon<T>(lending: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
+    tokio::time::timeout(LEND_MAX, lending).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
+}
+
+/// A connection that somebody uses. Dropped before it is given back, it is closed.
 #[derive(Debug)]
 pub(super) struct Lent {
-    connection: PoolConnection<Postgres>,
-    has_ended: bool,
+    connection: PgConnection,
+    opened: Instant,
+    turn: OwnedSemaphorePermit,
+    shelf: Arc<Shelf>,
 }
 
 impl Lent {
-    /// Its statement has ended, well or not: others may use it.
-    pub(super) fn give_back(mut self) {
-        self.has_ended = true;
+    /// Its work has ended well: others may use it.
+    pub(super) fn give_back(self) {
+        self.shelf.put(self.connection, self.opened);
+        drop(self.turn);
     }
-}
 
-impl Drop for Lent {
-    fn drop(&mut self) {
-        if !self.has_ended {
-            self.connection.close_on_drop();
+    /// Its work has ended, well or not. After an error it is asked first, which also rolls back what was left open.
+    pub(super) fn give_back_after<T, E>(mut self, ended: &Result<T, E>) {
+        if ended.is_ok() {
+            return self.give_back();
         }
+        tokio::spawn(async move {
+            match tokio::time::timeout(LEND_MAX, self.connection.ping()).await {
+                Ok(Ok(())) => self.give_back(),
+                // The server may have gone, and the others with it.
+                _ => self.shelf.doubt.raise(Instant::now()),
+            }
+        });
     }
 }
 
@@ -155,7 +273,7 @@ impl<'p> Executor<'p> for &'_ Connections {
         let all = async move {
             let mut lent = connections.lend().await?;
             let answered = connections.bounded(lent.fetch_many(query).try_collect::<Vec<_>>()).await?;
-            lent.give_back();
+            lent.give_back_after(&answered);
             Ok::<_, sqlx::Error>(stream::iter(answered?.into_iter().map(Ok)))
         };
         stream::once(all).try_flatten().boxed()
@@ -172,7 +290,7 @@ impl<'p> Executor<'p> for &'_ Connections {
         Box::pin(async move {
             let mut lent = connections.lend().await?;
             let answered = connections.bounded(lent.fetch_optional(query)).await?;
-            lent.give_back();
+            lent.give_back_after(&answered);
             answered
         })
     }
@@ -189,7 +307,7 @@ impl<'p> Executor<'p> for &'_ Connections {
         Box::pin(async move {
             let mut lent = connections.lend().await?;
             let answered = connections.bounded(lent.prepare_with(sql, parameters)).await?;
-            lent.give_back();
+            lent.give_back_after(&answered);
             answered
         })
     }
@@ -202,7 +320,7 @@ impl<'p> Executor<'p> for &'_ Connections {
         Box::pin(async move {
             let mut lent = connections.lend().await?;
             let answered = connections.bounded(lent.describe(sql)).await?;
-            lent.give_back();
+            lent.give_back_after(&answered);
             answered
         })
     }

@@ -44,7 +44,7 @@ impl Store {
             sqlx::query_as(EXPIRE).bind(BATCH_MAX).bind(EXPIRED_REASON).fetch_all(&self.engine).await?;
         let mut lent = self.engine.lend().await?;
         let heads = self.engine.bounded(expire_heads(&mut lent)).await?;
-        lent.give_back();
+        lent.give_back_after(&heads);
         let (heads, due) = heads?;
         let full = i64::try_from(rows.len().max(heads.len())).is_ok_and(|count| count >= BATCH_MAX);
         let expired = rows.len() + heads.len();

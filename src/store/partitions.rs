@@ -37,7 +37,7 @@ pub(super) async fn ensure(connections: &Connections) -> Result<()> {
     let connections = connections.within(PATIENCE);
     let mut connection = connections.lend().await?;
     let ensured = connections.bounded(ensure_on(&mut connection)).await?;
-    connection.give_back();
+    connection.give_back_after(&ensured);
     ensured
 }
 
@@ -58,7 +58,7 @@ pub(super) async fn ensure_for_events(
     let made =
         connections.bounded(make(&mut connection, |_| days.iter().map(|day| ("events", Key::Id, *day)).collect()));
     let made = made.await?;
-    connection.give_back();
+    connection.give_back_after(&made);
     made
 }
 

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use sqlx::migrate::{MigrateError, Migrator};
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Connection, PgConnection};
 
 use super::backlog::Limits;
@@ -150,8 +150,6 @@ const EVERY_CONNECTION: [(&str, &str); 7] = [
     ("jit", "off"),
 ];
 
-/// How long a caller waits for a free connection, or for one to be opened.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long an answer is waited for. With the wait for a connection this bounds how long work stands still after a link
 /// that swallowed packets works again.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -212,17 +210,6 @@ pub(super) async fn connect(config: &Config) -> Result<Pools, ConnectError> {
         .log_slow_statements(tracing::log::LevelFilter::Debug, Duration::from_secs(1));
     let streams_max = (config.connections_max / 8).clamp(1, 3);
     let readers_max = (config.connections_max / 3).saturating_sub(streams_max).max(2);
-    let pool = |size: u32| {
-        PgPoolOptions::new()
-            .max_connections(size)
-            .acquire_timeout(ACQUIRE_TIMEOUT)
-            // A ping before each use would double the round trips; a dead connection shows in its next statement.
-            .test_before_acquire(false)
-            // While the database is away everything waits for a connection, and would say so.
-            .acquire_slow_level(tracing::log::LevelFilter::Debug)
-            .idle_timeout(Duration::from_secs(600))
-            .max_lifetime(None)
-    };
     let for_readers = for_readers(options.clone());
     // One connection outside the pool first: a pool tries until its time is up and then tells no reason.
     let mut probe = for_readers.connect().await.map_err(connect_error)?;
@@ -230,7 +217,7 @@ pub(super) async fn connect(config: &Config) -> Result<Pools, ConnectError> {
     // Whatever its farewell meets, it is gone.
     let _ = probe.close().await;
     let doubt = Doubt::none();
-    let open = |size: u32, options: PgConnectOptions| Connections::open_lazily(pool(size), options, &doubt, PATIENCE);
+    let open = |max: u32, options: PgConnectOptions| Connections::open_lazily(max, options, &doubt, PATIENCE);
     let session_options = SessionOptions(super::replicas::for_session(for_readers.clone()));
     let reader = open(readers_max, for_readers);
     // Its statements meet how many rows follow on a transaction, which the planner cannot know, and every few

@@ -1,6 +1,7 @@
 //! The whole service and its parts on a real PostgreSQL and real receivers.
 
 mod api;
+mod connections;
 mod delivery;
 mod filters;
 mod gates;

@@ -100,7 +100,7 @@ impl Store {
     pub(in crate::store) async fn retry_ordered(&self, id: DeliveryId) -> Result<bool> {
         let mut lent = self.engine.lend().await?;
         let retried = self.engine.bounded(retry_on(&mut lent, id)).await?;
-        lent.give_back();
+        lent.give_back_after(&retried);
         let Some(endpoint) = retried? else { return Ok(false) };
         self.announce(endpoint, 1);
         Ok(true)
@@ -110,7 +110,7 @@ impl Store {
     pub(in crate::store) async fn cancel_ordered(&self, id: DeliveryId) -> Result<bool> {
         let mut lent = self.engine.lend().await?;
         let canceled = self.engine.bounded(cancel_on(&mut lent, id)).await?;
-        lent.give_back();
+        lent.give_back_after(&canceled);
         let Some(Canceled { endpoint, was_outstanding, due }) = canceled? else { return Ok(false) };
         self.backlog.change([(EndpointId::from_uuid(endpoint), -i64::from(was_outstanding))]);
         self.metrics.deliveries.canceled.inc();

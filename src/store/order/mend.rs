@@ -96,7 +96,7 @@ impl Store {
             let (endpoints, keys): (Vec<Uuid>, Vec<&str>) = stalled.keys().copied().unzip();
             let mut lent = self.engine.lend().await?;
             let due = self.engine.bounded(release(&mut lent, &endpoints, &keys)).await?;
-            lent.give_back();
+            lent.give_back_after(&due);
             self.hint(due?);
         }
         Ok((stalled.len(), Place(next)))

@@ -123,7 +123,7 @@ pub(super) async fn write<'s>(store: &'s Store, batch: &mut [Plan]) -> Result<Wr
         delivery.offer = taking.take(delivery.to.id);
     }
     let written = store.engine.bounded(write_on(store, &mut connection, batch, &taking)).await?;
-    connection.give_back();
+    connection.give_back_after(&written);
     let (published, lost) = match written? {
         Wrote::Batch(published, lost) => (published, lost),
         Wrote::TakenElsewhere(places) => return Ok(Written::TakenElsewhere { places }),

@@ -239,7 +239,7 @@ impl Store {
         } else {
             let mut lent = self.engine.lend().await?;
             let written = self.engine.bounded(write_ordered(&mut lent, batch)).await?;
-            lent.give_back();
+            lent.give_back_after(&written);
             let (rows, due) = written?;
             settled.take_in(&rows, batch);
             settled.due.extend(due);

@@ -104,7 +104,7 @@ impl Store {
         let mut connection = self.engine.lend().await?;
         let mut locked = None;
         let worked = self.engine.bounded(self.step(&mut connection, &mut locked)).await?;
-        connection.give_back();
+        connection.give_back_after(&worked);
         match (worked, locked) {
             (Ok((worked, replayed)), _) => {
                 self.announce_replayed(replayed);

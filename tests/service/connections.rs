@@ -1,0 +1,58 @@
+//! Which connection is used next, and what becomes of those that broke.
+
+use std::sync::Arc;
+
+use futures::future::join_all;
+use hooklane::store::Store;
+use sqlx::PgConnection;
+
+use crate::support;
+
+/// Backends of this database's pools, and those of them that ended a statement since `$1`.
+const BACKENDS: &str = "
+select count(*), count(*) filter (where state_change > $1)
+from pg_stat_activity
+where datname = current_database() and application_name = 'hooklane' and query like '%outstanding%'";
+
+/// A store of whose connections at least `count` are open, and a connection beside it.
+async fn opened(count: usize) -> (Arc<Store>, PgConnection) {
+    let url = support::database().await;
+    let store = Store::open(&support::config(url.clone())).await.expect("opens");
+    for swept in join_all((0..count).map(|_| store.sweep())).await {
+        swept.expect("swept");
+    }
+    let mut beside = support::connection(&url).await;
+    let (open, _) = backends(&mut beside, "-infinity").await;
+    assert!(open >= count as i64, "{open} are open");
+    (store, beside)
+}
+
+async fn backends(beside: &mut PgConnection, since: &str) -> (i64, i64) {
+    let statement = BACKENDS.replace("$1", &format!("'{since}'"));
+    sqlx::query_as(sqlx::AssertSqlSafe(statement)).fetch_one(beside).await.expect("read")
+}
+
+#[tokio::test]
+async fn what_one_connection_can_do_is_done_by_one() {
+    let (store, mut beside) = opened(4).await;
+    let now: String = sqlx::query_scalar("select clock_timestamp()::text").fetch_one(&mut beside).await.expect("read");
+    for _ in 0..20 {
+        store.sweep().await.expect("swept");
+    }
+    let (_, used) = backends(&mut beside, &now).await;
+    assert_eq!(used, 1, "the one that came back last goes out first");
+}
+
+#[tokio::test]
+async fn one_broken_connection_tells_of_the_others() {
+    let (store, mut beside) = opened(4).await;
+    let end = "select count(pg_terminate_backend(pid)) from pg_stat_activity
+               where datname = current_database() and application_name = 'hooklane'";
+    sqlx::query(end).execute(&mut beside).await.expect("ended");
+    let first = store.sweep().await;
+    assert!(first.is_err(), "nobody asks a connection before it is used");
+    support::eventually("a new one", || async { store.sweep().await.ok() }).await;
+    for swept in join_all((0..4).map(|_| store.sweep())).await {
+        swept.expect("none of those that ended with it is used");
+    }
+}
