@@ -32,6 +32,7 @@ pub(super) enum Written<'s> {
 
 /// One statement and one commit for all callers in flight. It proves that what was matched is current: an endpoint
 /// whose registration was acknowledged before the publish began is visible to this statement's snapshot.
+/// Arrays are unnested side by side in a select list: in a from clause each would first be copied row by row.
 /// Takes no lock on rows that others write; reads `tenants_pkey`. Arrays of what few events have are empty where none has
 /// it, and unnest to nulls. Places in an order are drawn in the arrays' order, under the locks of their keys.
 /// What takes a lane's offer is claimed here, as a claim would a moment later: for endpoints that are as their lanes know
@@ -54,10 +55,14 @@ with offered as materialized (
                       priority, ordering_key, deliver_time, expire_time, trace)
   select e.id, e.tenant, e.event_type, e.payload, e.content_type, e.idempotency_key, e.metadata, e.cloudevents_source,
          coalesce(e.priority, 2), e.ordering_key, e.deliver_time, e.expire_time, e.trace
-  from unnest($3::uuid[], $4::text[], $5::text[], $6::bytea[], $7::text[], $8::text[], $9::jsonb[], $16::text[],
-              $17::smallint[], $18::text[], $19::timestamptz[], $20::timestamptz[], $26::bytea[])
-    as e (id, tenant, event_type, payload, content_type, idempotency_key, metadata, cloudevents_source,
-          priority, ordering_key, deliver_time, expire_time, trace)
+  from (
+    select unnest($3::uuid[]) as id, unnest($4::text[]) as tenant, unnest($5::text[]) as event_type,
+           unnest($6::bytea[]) as payload, unnest($7::text[]) as content_type, unnest($8::text[]) as idempotency_key,
+           unnest($9::jsonb[]) as metadata, unnest($16::text[]) as cloudevents_source,
+           unnest($17::smallint[]) as priority, unnest($18::text[]) as ordering_key,
+           unnest($19::timestamptz[]) as deliver_time, unnest($20::timestamptz[]) as expire_time,
+           unnest($26::bytea[]) as trace
+  ) e
   where not exists (select from stale)
 ), queued as (
   insert into outstanding (id, endpoint_id, event_id, due_at, priority, payload_format, tenant, event_type, expire_at,
@@ -70,10 +75,13 @@ with offered as materialized (
          case when d.is_claimed then $32 end
   from (
     select u.*, coalesce((select stands from offered)[u.offer], false) as is_claimed
-    from unnest($10::uuid[], $11::uuid[], $12::uuid[], $13::smallint[], $14::text[], $15::text[],
-                $21::smallint[], $22::timestamptz[], $23::timestamptz[], $24::text[], $25::boolean[], $27::int[])
-      as u (id, endpoint_id, event_id, payload_format, tenant, event_type,
-            priority, deliver_at, expire_at, order_key, is_parked, offer)
+    from (
+      select unnest($10::uuid[]) as id, unnest($11::uuid[]) as endpoint_id, unnest($12::uuid[]) as event_id,
+             unnest($13::smallint[]) as payload_format, unnest($14::text[]) as tenant, unnest($15::text[]) as event_type,
+             unnest($21::smallint[]) as priority, unnest($22::timestamptz[]) as deliver_at,
+             unnest($23::timestamptz[]) as expire_at, unnest($24::text[]) as order_key,
+             unnest($25::boolean[]) as is_parked, unnest($27::int[]) as offer
+    ) u
   ) d
   where not exists (select from stale)
 ), told as (
@@ -81,9 +89,11 @@ with offered as materialized (
                         next_attempt_at, tenant, event_type)
   select now(), d.id, d.endpoint_id, d.event_id, 1, 1, coalesce(d.priority, 2), 0,
          case when d.is_parked then null else greatest(d.deliver_at, now()) end, d.tenant, d.event_type
-  from unnest($10::uuid[], $11::uuid[], $12::uuid[], $13::smallint[], $14::text[], $15::text[],
-              $21::smallint[], $22::timestamptz[], $25::boolean[])
-    as d (id, endpoint_id, event_id, payload_format, tenant, event_type, priority, deliver_at, is_parked)
+  from (
+    select unnest($10::uuid[]) as id, unnest($11::uuid[]) as endpoint_id, unnest($12::uuid[]) as event_id,
+           unnest($14::text[]) as tenant, unnest($15::text[]) as event_type, unnest($21::smallint[]) as priority,
+           unnest($22::timestamptz[]) as deliver_at, unnest($25::boolean[]) as is_parked
+  ) d
   where not exists (select from stale)
 )
 select now() as at, array(select tenant from stale) as stale, (select stands from offered) as stands";
