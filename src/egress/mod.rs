@@ -16,6 +16,7 @@ mod tests;
 mod tls;
 
 use std::fmt;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -102,8 +103,10 @@ impl Egress {
         let request = request::assemble(&outgoing, &self.user_agent);
         // Outside the timeout, so that what came before the deadline is known after it.
         let mut answer = None;
-        let exchange = self.exchange(outgoing.target.origin(), request, outgoing.now, &mut answer);
-        let ended = tokio::time::timeout(timeout, exchange).await;
+        let ended = {
+            let exchange = pin!(self.exchange(outgoing.target.origin(), request, outgoing.now, &mut answer));
+            tokio::time::timeout(timeout, exchange).await
+        };
         let duration = started.elapsed();
         // A status, once read, decides: what the body does afterwards changes nothing.
         let result = match (answer, ended) {

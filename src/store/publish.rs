@@ -12,6 +12,7 @@ mod gather;
 mod plan;
 mod write;
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -91,7 +92,8 @@ pub enum PublishError {
 
 /// An event on its way into a commit, and who waits for it.
 struct Waiting {
-    event: NewEvent,
+    /// Boxed: it changes hands some ten times on its way.
+    event: Box<NewEvent>,
     /// The endpoint that came with it.
     inline: Option<Recipient>,
     /// What filters said of it, where they were asked.
@@ -158,11 +160,11 @@ impl Publisher {
 
     /// Publishes one event; answers once it is committed, or was not.
     pub async fn publish(&self, event: NewEvent) -> Result<Published, PublishError> {
-        let published = async {
-            let (waiting, answer) = self.ready(event).await?;
+        let published = pin!(async {
+            let (waiting, answer) = self.ready(Box::new(event)).await?;
             self.queue.send(waiting).await.map_err(|_| PublishError::Unavailable)?;
             answer.await.unwrap_or(Err(PublishError::Internal))
-        };
+        });
         timeout(ANSWER_MAX, published).await.unwrap_or(Err(PublishError::Unavailable))
     }
 
@@ -171,7 +173,7 @@ impl Publisher {
     pub async fn publish_in_order(&self, events: Vec<NewEvent>) -> Vec<Result<Published, PublishError>> {
         let until = Instant::now() + ANSWER_MAX;
         // Filters and endpoints that come with an event take a while of their own; the queue is in order.
-        let ready = join_all(events.into_iter().map(|event| timeout_at(until, self.ready(event)))).await;
+        let ready = join_all(events.into_iter().map(|event| timeout_at(until, self.ready(Box::new(event))))).await;
         let mut queued = Vec::with_capacity(ready.len());
         for one in ready {
             queued.push(match one.unwrap_or(Err(PublishError::Unavailable)) {
@@ -196,11 +198,13 @@ impl Publisher {
     }
 
     /// An event that can be queued, and where its answer comes.
-    async fn ready(&self, event: NewEvent) -> Result<(Waiting, Answer), PublishError> {
+    async fn ready(&self, event: Box<NewEvent>) -> Result<(Waiting, Answer), PublishError> {
         let verdicts = self.verdicts(&event).await;
         let inline = match &event.inline_endpoint {
             Some(inline) => {
-                Some(self.store.inline_recipient(&event.tenant, inline).await.map_err(|error| unready(&event, error))?)
+                // Boxed, for it is large and seldom, as judging is: every publish would carry room for it.
+                let recipient = Box::pin(self.store.inline_recipient(&event.tenant, inline));
+                Some(recipient.await.map_err(|error| unready(&event, error))?)
             }
             None => None,
         };
@@ -211,7 +215,7 @@ impl Publisher {
     /// What filters say of an event. Of a tenant that is not known yet the committer learns whether there are filters.
     async fn verdicts(&self, event: &NewEvent) -> Option<Verdicts> {
         let tenant = self.store.directory.known_with_filters(&event.tenant).filter(|_| event.is_fan_out())?;
-        Some(self.store.judges.judge(&tenant, event).await)
+        Some(Box::pin(self.store.judges.judge(&tenant, event)).await)
     }
 }
 

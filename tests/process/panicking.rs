@@ -160,7 +160,7 @@ async fn what_holds_secrets_panics() {
     // One inside of another, with a URL that is none.
     let bad = Endpoint { url: "canary-url-query".to_owned(), client_key_pem: "canary-client-key".to_owned(), ..given };
     let inline = InlineEndpoint { endpoint: Some(bad), secret: text() };
-    let inline = PublishRequest { inline_endpoint: Some(inline), ..PublishRequest::default() };
+    let inline = PublishRequest { inline_endpoint: Some(Box::new(inline)), ..PublishRequest::default() };
     let messages = (request, registered, rotate, rotated, inline);
     let event = PublishRequest {
         event_type: "order.created".to_owned(),

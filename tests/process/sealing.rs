@@ -198,7 +198,7 @@ async fn known_secrets_are_in_no_log_error_attempt_or_table() {
         secret: "canary-secret-inline".to_owned(),
     };
     for _ in 0..2 {
-        let request = PublishRequest { inline_endpoint: Some(inline.clone()), ..event() };
+        let request = PublishRequest { inline_endpoint: Some(Box::new(inline.clone())), ..event() };
         client.publish(request).await.expect("published");
     }
     settled(&client).await;

@@ -294,7 +294,7 @@ mod tests {
         };
         let asked = |inline: proto::InlineEndpoint| proto::PublishRequest {
             tenant: "acme".to_owned(),
-            inline_endpoint: Some(inline),
+            inline_endpoint: Some(Box::new(inline)),
             ..request("{}")
         };
         let event = parse(asked(good.clone())).expect("valid");

@@ -105,7 +105,7 @@ impl Publisher {
         }
 
         let ready = waiting.into_iter().map(|one| async move {
-            let mut event = one.event;
+            let mut event = Box::new(one.event);
             event.source = source.source(&event.tenant);
             let verdicts = self.verdicts(&event).await;
             let (reply, answer) = oneshot::channel();

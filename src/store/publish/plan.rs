@@ -178,7 +178,7 @@ pub(super) async fn plan(store: &Store, waiting: Vec<Waiting>) -> Planned {
 /// What is known of the batch's keys. A repeat is answered without the statement that proves the configuration
 /// current, so for those tenants it is looked up here.
 async fn known_keys(store: &Store, waiting: &[Waiting]) -> Result<KnownKeys> {
-    let keyed = || waiting.iter().map(|one| &one.event).filter(|event| event.idempotency_key.is_some());
+    let keyed = || waiting.iter().map(|one| &*one.event).filter(|event| event.idempotency_key.is_some());
     if keyed().next().is_none() {
         return Ok(KnownKeys::default());
     }

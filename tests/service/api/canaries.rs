@@ -120,7 +120,7 @@ async fn known_secrets_are_in_no_span() {
         endpoint: Some(Endpoint { url: secret(&receiver.url(), "canary-url-inline"), ..guarded_endpoint("x") }),
         secret: "canary-secret-inline".to_owned(),
     };
-    let request = PublishRequest { inline_endpoint: Some(inline), ..secret_event() };
+    let request = PublishRequest { inline_endpoint: Some(Box::new(inline)), ..secret_event() };
     let published = client.publish(request).await.expect("published").into_inner();
     in_state(&client, &published.deliveries[0].delivery_id, DeliveryState::Succeeded).await;
 

@@ -93,7 +93,7 @@ async fn live(service: &Service, url: &str, tenant: &str, taking: &str, refusing
         endpoint: Some(Endpoint { tenant: String::new(), ..there(taking) }),
         secret: super::SECRET.to_owned(),
     };
-    service.publish(PublishRequest { inline_endpoint: Some(inline), ..event_for(tenant, 100) }).await;
+    service.publish(PublishRequest { inline_endpoint: Some(Box::new(inline)), ..event_for(tenant, 100) }).await;
     let filter = ReplayFilter {
         tenant: tenant.to_owned(),
         states: vec![DeliveryState::Succeeded.into()],

@@ -72,7 +72,7 @@ async fn no_way_out_leads_to_a_forbidden_address() {
         endpoint: Some(endpoint(&format!("http://localhost:{port}/inline"))),
         secret: super::SECRET.to_owned(),
     };
-    let request = PublishRequest { inline_endpoint: Some(inline), ..event("order.created") };
+    let request = PublishRequest { inline_endpoint: Some(Box::new(inline)), ..event("order.created") };
     let published = [published.deliveries, service.publish(request).await.deliveries].concat();
     for delivery in &published {
         let failed = fails(&service, &delivery.delivery_id).await;

@@ -10,7 +10,7 @@ use crate::support;
 fn inline(endpoint: Endpoint, secret: &str) -> PublishRequest {
     PublishRequest {
         tenant: endpoint.tenant.clone(),
-        inline_endpoint: Some(InlineEndpoint { endpoint: Some(endpoint), secret: secret.to_owned() }),
+        inline_endpoint: Some(Box::new(InlineEndpoint { endpoint: Some(endpoint), secret: secret.to_owned() })),
         ..event("order.created")
     }
 }

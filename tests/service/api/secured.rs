@@ -146,7 +146,8 @@ async fn bad_certificates_are_named() {
         );
         assert!(!format!("{refusal:?}").contains("canary") && !format!("{refusal:?}").contains("PRIVATE KEY"));
         // The same where it comes with its event.
-        let inline_endpoint = Some(InlineEndpoint { endpoint: Some(endpoint), secret: super::SECRET.to_owned() });
+        let inline = InlineEndpoint { endpoint: Some(endpoint), secret: super::SECRET.to_owned() };
+        let inline_endpoint = Some(Box::new(inline));
         let request = PublishRequest { inline_endpoint, ..event("a") };
         let refusal = service.client.clone().publish(request).await.expect_err(expected);
         assert_eq!(fields(&refusal), [format!("inline_endpoint.{expected}")]);
