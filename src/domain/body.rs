@@ -2,6 +2,10 @@
 //!
 //! A body depends on the event alone, so every attempt sends the same bytes.
 
+use std::borrow::Cow;
+use std::fmt;
+use std::io::Write as _;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
@@ -16,7 +20,7 @@ pub struct Body {
     /// The bytes to send and sign.
     pub bytes: Bytes,
     /// The `Content-Type` header.
-    pub content_type: String,
+    pub content_type: Cow<'static, str>,
     /// The attributes of the CloudEvents binary mode; empty in every other format. Names in lower case.
     pub headers: Vec<(&'static str, String)>,
 }
@@ -39,26 +43,25 @@ pub fn render(event: &Event, format: PayloadFormat) -> Body {
 }
 
 fn published(event: &Event) -> Body {
-    Body { bytes: event.payload.clone(), content_type: event.content_type.as_str().to_owned(), headers: Vec::new() }
+    let content_type = event.content_type.as_str().to_owned().into();
+    Body { bytes: event.payload.clone(), content_type, headers: Vec::new() }
 }
 
-fn json(bytes: Bytes, content_type: &str) -> Body {
-    Body { bytes, content_type: content_type.to_owned(), headers: Vec::new() }
+fn json(bytes: Bytes, content_type: &'static str) -> Body {
+    Body { bytes, content_type: content_type.into(), headers: Vec::new() }
 }
 
 /// `{"id":…,"event":…,"timestamp":…,"data":<the payload's own bytes>}`.
 ///
 /// Ids, event types and times hold no character that JSON would escape.
 fn envelope(event: &Event) -> Bytes {
-    with_data(
-        format!(r#"{{"id":"{}","event":"{}","timestamp":"{}""#, event.id, event.event_type, event.id.time()),
-        event,
-    )
+    let (id, event_type, time) = (event.id, &event.event_type, event.id.time());
+    with_data(format_args!(r#"{{"id":"{id}","event":"{event_type}","timestamp":"{time}""#), event)
 }
 
 /// `{"type":…,"timestamp":…,"data":<the payload's own bytes>}`.
 fn standard_webhooks(event: &Event) -> Bytes {
-    with_data(format!(r#"{{"type":"{}","timestamp":"{}""#, event.event_type, event.id.time()), event)
+    with_data(format_args!(r#"{{"type":"{}","timestamp":"{}""#, event.event_type, event.id.time()), event)
 }
 
 /// The JSON event format of CloudEvents: the attributes, the payload's media type, the payload.
@@ -70,23 +73,24 @@ fn structured(event: &Event) -> Bytes {
         // As JSON writes a string: a media type's parameters may be quoted.
         head.push_str(&format!("{separator}\"{name}\":{}", serde_json::Value::String(value)));
     }
-    with_data(head, event)
+    with_data(format_args!("{head}"), event)
 }
 
+/// Room for what stands before and behind the payload, unless its event's type is long.
+const AROUND_DATA_BYTES: usize = 192;
+
 /// Closes an object that is begun in `head` with the payload: as it is where it is JSON, else in `data_base64`.
-fn with_data(head: String, event: &Event) -> Bytes {
-    let mut bytes = head.into_bytes();
-    if event.content_type.is_json() {
-        bytes.reserve_exact(event.payload.len() + 9);
-        bytes.extend_from_slice(br#","data":"#);
-        bytes.extend_from_slice(&event.payload);
-        bytes.push(b'}');
+fn with_data(head: fmt::Arguments<'_>, event: &Event) -> Bytes {
+    let (opening, data, closing): (&[u8], Cow<'_, [u8]>, &[u8]) = if event.content_type.is_json() {
+        (br#","data":"#, Cow::Borrowed(&event.payload), b"}")
     } else {
-        let encoded = BASE64.encode(&event.payload);
-        bytes.reserve_exact(encoded.len() + 18);
-        bytes.extend_from_slice(br#","data_base64":""#);
-        bytes.extend_from_slice(encoded.as_bytes());
-        bytes.extend_from_slice(br#""}"#);
+        (br#","data_base64":""#, Cow::Owned(BASE64.encode(&event.payload).into_bytes()), br#""}"#)
+    };
+    let mut bytes = Vec::with_capacity(AROUND_DATA_BYTES + data.len());
+    // A vector takes everything.
+    let _ = bytes.write_fmt(head);
+    for part in [opening, &data, closing] {
+        bytes.extend_from_slice(part);
     }
     bytes.into()
 }
@@ -151,7 +155,7 @@ mod tests {
     fn the_binary_mode_has_its_attributes_in_headers() {
         let event = event("a", "[1]", "");
         let body = render(&event, PayloadFormat::CloudEventsBinary);
-        assert_eq!((body.bytes.as_ref(), body.content_type.as_str()), (b"[1]".as_slice(), "application/json"));
+        assert_eq!((body.bytes.as_ref(), &*body.content_type), (b"[1]".as_slice(), "application/json"));
         assert_eq!(body.headers, cloudevents::headers(&event));
     }
 

@@ -126,13 +126,20 @@ impl ContentType {
 
     /// Type and subtype without parameters, in lower case.
     pub fn essence(&self) -> String {
-        self.0.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+        self.essence_as_written().to_ascii_lowercase()
+    }
+
+    fn essence_as_written(&self) -> &str {
+        self.0.split(';').next().unwrap_or_default().trim()
     }
 
     /// Whether the payload is JSON: `application/json`, `text/json` or any `+json`.
     pub fn is_json(&self) -> bool {
-        let essence = self.essence();
-        essence == "application/json" || essence == "text/json" || essence.ends_with("+json")
+        let essence = self.essence_as_written();
+        let suffix = essence.len().checked_sub("+json".len()).and_then(|start| essence.get(start..));
+        essence.eq_ignore_ascii_case("application/json")
+            || essence.eq_ignore_ascii_case("text/json")
+            || suffix.is_some_and(|suffix| suffix.eq_ignore_ascii_case("+json"))
     }
 }
 
@@ -225,7 +232,11 @@ mod tests {
             ("", true),
             ("application/json; charset=utf-8", true),
             ("application/cloudevents+json", true),
+            ("Application/Problem+JSON ; charset=utf-8", true),
+            ("text/JSON", true),
             ("text/plain", false),
+            ("application/jsonx", false),
+            ("application/x-json", false),
         ] {
             assert_eq!(ContentType::parse(text).map(|t| t.is_json()), Ok(json), "{text}");
         }

@@ -2,6 +2,7 @@
 //!
 //! Assembling runs for every attempt: header names are static and the values we write share one allocation.
 
+use std::borrow::Cow;
 use std::fmt::{self, Write as _};
 use std::time::Duration;
 
@@ -153,7 +154,11 @@ pub(super) fn assemble(outgoing: &Outgoing<'_>, user_agent: &HeaderValue) -> Req
     }
     headers.insert(USER_AGENT, user_agent.clone());
     // A stored value that no header can carry is left out, here and below: the event matters more.
-    if let Ok(content_type) = HeaderValue::try_from(body.content_type) {
+    let content_type = match body.content_type {
+        Cow::Borrowed(ours) => Ok(HeaderValue::from_static(ours)),
+        Cow::Owned(published) => HeaderValue::try_from(published),
+    };
+    if let Ok(content_type) = content_type {
         headers.insert(CONTENT_TYPE, content_type);
     }
 
