@@ -32,7 +32,8 @@ pub(super) enum Written<'s> {
 
 /// One statement and one commit for all callers in flight. It proves that what was matched is current: an endpoint
 /// whose registration was acknowledged before the publish began is visible to this statement's snapshot.
-/// Arrays are unnested side by side in a select list: in a from clause each would first be copied row by row.
+/// Arrays are unnested side by side in a select list: in a from clause each would first be copied row by row. `offset 0`
+/// keeps a row's claim from being judged anew wherever it is asked for.
 /// Takes no lock on rows that others write; reads `tenants_pkey`. Arrays of what few events have are empty where none has
 /// it, and unnest to nulls. Places in an order are drawn in the arrays' order, under the locks of their keys.
 /// What takes a lane's offer is claimed here, as a claim would a moment later: for endpoints that are as their lanes know
@@ -82,6 +83,7 @@ with offered as materialized (
              unnest($23::timestamptz[]) as expire_at, unnest($24::text[]) as order_key,
              unnest($25::boolean[]) as is_parked, unnest($27::int[]) as offer
     ) u
+    offset 0
   ) d
   where not exists (select from stale)
 ), told as (
