@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use futures::FutureExt as _;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -28,6 +29,29 @@ const RETRY_MAX: Duration = Duration::from_secs(1);
 /// each other's commit.
 pub(super) const COMPLETERS: usize = 3;
 
+/// Where a completer's results are handed in.
+#[derive(Debug)]
+pub(super) struct Desk {
+    results: mpsc::Sender<Ending>,
+    /// Somebody waits for the end of what was handed in.
+    hurry: Notify,
+}
+
+impl Desk {
+    pub(super) fn new(results: mpsc::Sender<Ending>) -> Self {
+        Self { results, hurry: Notify::new() }
+    }
+
+    /// Hands a result in; waits while there are more than enough. Fails only once the completer has ended.
+    pub(super) async fn hand_in(&self, ending: Ending) {
+        let is_waited_for = is_waited_for(&ending);
+        let _ = self.results.send(ending).await;
+        if is_waited_for {
+            self.hurry.notify_one();
+        }
+    }
+}
+
 /// The running completers.
 pub(super) struct Completer {
     work: JoinSet<()>,
@@ -39,8 +63,8 @@ pub(super) struct Completer {
 pub(super) fn start(shared: &Arc<Shared>, results: Vec<mpsc::Receiver<Ending>>) -> Completer {
     let closing = CancellationToken::new();
     let mut work = JoinSet::new();
-    for results in results {
-        work.spawn(complete_all(Arc::clone(shared), results, closing.clone()));
+    for (place, results) in results.into_iter().enumerate() {
+        work.spawn(complete_all(Arc::clone(shared), place, results, closing.clone()));
     }
     Completer { work, closing }
 }
@@ -54,7 +78,13 @@ impl Completer {
     }
 }
 
-async fn complete_all(shared: Arc<Shared>, mut results: mpsc::Receiver<Ending>, closing: CancellationToken) {
+/// Completes what is handed in at the desk of that `place`.
+async fn complete_all(
+    shared: Arc<Shared>,
+    place: usize,
+    mut results: mpsc::Receiver<Ending>,
+    closing: CancellationToken,
+) {
     loop {
         let mut batch = Vec::with_capacity(BATCH_MAX);
         tokio::select! {
@@ -62,24 +92,19 @@ async fn complete_all(shared: Arc<Shared>, mut results: mpsc::Receiver<Ending>, 
             _ = results.recv_many(&mut batch, BATCH_MAX) => {}
             () = closing.cancelled() => return,
         }
-        gather(&mut results, &mut batch, &closing).await;
+        if batch.len() < BATCH_MAX && !batch.iter().any(is_waited_for) {
+            tokio::select! {
+                () = tokio::time::sleep(GATHER) => {}
+                () = shared.desks[place].hurry.notified() => {}
+                () = closing.cancelled() => {}
+            }
+            let room = BATCH_MAX - batch.len();
+            // What has come; it is not waited for, so that no result wakes this task.
+            let _ = results.recv_many(&mut batch, room).now_or_never();
+        }
         let (batch, judgements): (Vec<Completion>, Vec<Option<Judgement>>) = batch.into_iter().unzip();
         let failing = complete(&shared, batch).await;
         judge(&shared, judgements.into_iter().flatten().collect(), &failing).await;
-    }
-}
-
-/// Fills up a batch until it is full, [`GATHER`] is over, or somebody waits for what is in it.
-async fn gather(results: &mut mpsc::Receiver<Ending>, batch: &mut Vec<Ending>, closing: &CancellationToken) {
-    let enough = tokio::time::sleep(GATHER);
-    tokio::pin!(enough);
-    while batch.len() < BATCH_MAX && !batch.iter().any(is_waited_for) {
-        let room = BATCH_MAX - batch.len();
-        tokio::select! {
-            received = results.recv_many(batch, room) => if received == 0 { return },
-            () = &mut enough => return,
-            () = closing.cancelled() => return,
-        }
     }
 }
 

@@ -76,7 +76,7 @@ struct Shared {
     /// Running attempts.
     attempts: TaskTracker,
     /// One for each completer.
-    completions: Vec<mpsc::Sender<Ending>>,
+    desks: Vec<completer::Desk>,
     /// Whether what is published in SQL is taken up here.
     takes_up: watch::Sender<bool>,
 }
@@ -89,8 +89,8 @@ impl Shared {
     /// completers have ended: after the grace time, when the attempt becomes LOST.
     async fn record(&self, completion: Completion, judgement: Option<Judgement>) {
         // The last bits of an id are random.
-        let place = completion.endpoint.uuid().as_u128() as usize % self.completions.len();
-        let _ = self.completions[place].send((completion, judgement)).await;
+        let place = completion.endpoint.uuid().as_u128() as usize % self.desks.len();
+        self.desks[place].hand_in((completion, judgement)).await;
     }
 }
 
@@ -115,7 +115,7 @@ impl Engine {
         config: Config,
         shutdown: CancellationToken,
     ) -> Self {
-        let (completions, results) =
+        let (desks, results): (Vec<_>, Vec<_>) =
             (0..completer::COMPLETERS).map(|_| mpsc::channel(COMPLETIONS_MAX / completer::COMPLETERS)).unzip();
         let shared = Arc::new(Shared {
             roster: Roster::new(config.retries.clone()),
@@ -123,7 +123,7 @@ impl Engine {
             egress,
             leases: Leases::default(),
             attempts: TaskTracker::new(),
-            completions,
+            desks: desks.into_iter().map(completer::Desk::new).collect(),
             takes_up: watch::Sender::new(false),
         });
         let taking_up =
