@@ -1,7 +1,9 @@
 //! Ids as callers see them: TypeIDs, a prefix and a UUIDv7 in Crockford's base32 (`evt_01h455vb4pex5vsknk084sn02q`).
 //! Source: <https://github.com/jetify-com/typeid/tree/main/spec>.
 
+use std::collections::{HashMap, HashSet};
 use std::fmt;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::str::FromStr;
 
 use uuid::Uuid;
@@ -76,6 +78,29 @@ typed_id!(DeliveryId, "dlv", "A delivery's id, `dlv_…`.");
 typed_id!(ReplayId, "rpl", "A replay's id, `rpl_…`.");
 typed_id!(AlertId, "alr", "An alert's id, `alr_…`.");
 typed_id!(KeyId, "key", "An API key's id, `key_…`.");
+
+/// A map by ids that were drawn here: they are random as they are, and nobody chooses which ones come together.
+pub type IdMap<K, V> = HashMap<K, V, BuildHasherDefault<IdHasher>>;
+
+/// A set of such ids.
+pub type IdSet<K> = HashSet<K, BuildHasherDefault<IdHasher>>;
+
+/// Takes the last eight bytes of an id for its hash: 62 random bits.
+#[derive(Debug, Default)]
+pub struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        self.0 = bytes.last_chunk().map_or(0, |last| u64::from_be_bytes(*last));
+    }
+
+    /// The length of every id.
+    fn write_usize(&mut self, _: usize) {}
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
 
 impl DeliveryId {
     /// Of a delivery that is made with its event, with 62 bits of the caller's randomness. It begins with the event's
@@ -155,6 +180,22 @@ mod tests {
         ] {
             assert!(text.parse::<EventId>().is_err(), "{text}");
         }
+    }
+
+    /// Those of one event share their first half, and few bits of one kind of id are the same in all.
+    #[test]
+    fn the_ids_of_an_event_spread_over_a_map() {
+        use std::hash::BuildHasher as _;
+        const PLACES: u64 = 256;
+        let event = EventId::from_uuid(new_uuid(Timestamp::from_micros(1_768_996_800_000_000), rand::random()));
+        let ids: IdSet<DeliveryId> = (0..PLACES * 32).map(|_| DeliveryId::of(event, rand::random())).collect();
+        assert_eq!(ids.len() as u64, PLACES * 32);
+        let mut met = vec![0; PLACES as usize];
+        for id in &ids {
+            met[(ids.hasher().hash_one(id) % PLACES) as usize] += 1;
+        }
+        // Of 32 that are expected at each place.
+        assert!(met.iter().all(|count| (1..100).contains(count)), "{met:?}");
     }
 
     proptest! {

@@ -1,6 +1,5 @@
 //! A claim from the database's side to the engine's: the rows, then the endpoints and events that their requests need.
 
-use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,7 +7,7 @@ use super::attempt::{self, Ready};
 use super::roster::Current;
 use super::{Shared, spans};
 use crate::domain::event::Event;
-use crate::domain::id::{DeliveryId, EndpointId, EventId};
+use crate::domain::id::{DeliveryId, EndpointId, EventId, IdMap, IdSet};
 use crate::domain::time::Timestamp;
 use crate::domain::trace::TraceId;
 use crate::store::{self, Claimed, Claims, Elsewhere, LEASE, LaneRequest, Settlement, Taken};
@@ -22,7 +21,7 @@ pub(super) struct Done {
     /// What of it can be sent.
     pub(super) ready: Vec<Ready>,
     /// Events of those that fail without a request.
-    pub(super) unsent_events: HashMap<EventId, Arc<Event>>,
+    pub(super) unsent_events: IdMap<EventId, Arc<Event>>,
     /// What others have in flight at the endpoints that were asked about.
     pub(super) elsewhere: Vec<Elsewhere>,
     /// Lanes that have to learn first what lets their requests through.
@@ -56,7 +55,7 @@ impl Done {
         if claimed.len() == self.ready.len() {
             return Vec::new();
         }
-        let ready: HashSet<DeliveryId> = self.ready.iter().map(|one| one.claimed.id).collect();
+        let ready: IdSet<DeliveryId> = self.ready.iter().map(|one| one.claimed.id).collect();
         claimed.retain(|one| !ready.contains(&one.id));
         claimed
     }
@@ -76,7 +75,7 @@ const START_MARGIN: Duration = Duration::from_secs(2);
 /// flight there, which counts as held.
 pub(super) async fn claim(shared: &Shared, asked: &mut [LaneRequest], unsure: &[EndpointId]) -> store::Result<Done> {
     let elsewhere = shared.store.in_flight_elsewhere(unsure).await?;
-    let counts: HashMap<EndpointId, usize> = elsewhere.iter().map(|one| (one.endpoint, one.held.len())).collect();
+    let counts: IdMap<EndpointId, usize> = elsewhere.iter().map(|one| (one.endpoint, one.held.len())).collect();
     for request in asked.iter_mut() {
         let held = counts.get(&request.endpoint).copied().unwrap_or_default();
         request.held += u32::try_from(held).unwrap_or(u32::MAX / 2);
@@ -132,7 +131,7 @@ fn is_sendable(one: &Claimed) -> bool {
 /// What a claim needs besides its rows.
 struct Prepared {
     ready: Vec<Ready>,
-    unsent_events: HashMap<EventId, Arc<Event>>,
+    unsent_events: IdMap<EventId, Arc<Event>>,
     unreadable: Vec<EndpointId>,
 }
 

@@ -1,19 +1,18 @@
 //! The claims this process holds, and their renewal: a lease lasts as long as its attempt runs and its result waits.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
 use super::Shared;
-use crate::domain::id::DeliveryId;
+use crate::domain::id::{DeliveryId, IdMap};
 use crate::domain::trace::TraceId;
 use crate::telemetry::log::few;
 
 /// Every claim from its dispatch to the commit of its result.
 #[derive(Debug, Default)]
-pub(super) struct Leases(Mutex<HashMap<DeliveryId, Held>>);
+pub(super) struct Leases(Mutex<IdMap<DeliveryId, Held>>);
 
 #[derive(Debug, Clone, Copy)]
 struct Held {
@@ -78,7 +77,7 @@ impl Leases {
         due
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<DeliveryId, Held>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, IdMap<DeliveryId, Held>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::domain::circuit::{CircuitPolicy, DisablePolicy};
-use crate::domain::id::EndpointId;
+use crate::domain::id::{EndpointId, IdMap};
 use crate::domain::rate::RateLimit;
 use crate::domain::retry::{EventRetryPolicy, RetryDefaults, RetryPolicy};
 use crate::domain::signature::Signer;
@@ -38,13 +38,13 @@ impl Prepared {
 /// The endpoints delivered to lately.
 pub(super) struct Roster {
     retry_defaults: Arc<RetryDefaults>,
-    known: Mutex<HashMap<EndpointId, Arc<Prepared>>>,
+    known: Mutex<IdMap<EndpointId, Arc<Prepared>>>,
 }
 
 /// Endpoints, as far as they can be delivered to.
 #[derive(Default)]
 pub(super) struct Current {
-    pub(super) endpoints: HashMap<EndpointId, Arc<Prepared>>,
+    pub(super) endpoints: IdMap<EndpointId, Arc<Prepared>>,
     /// Those that are there and cannot be read here, such as for a key that this replica does not have.
     pub(super) unreadable: Vec<EndpointId>,
 }
@@ -63,8 +63,8 @@ impl Roster {
     }
 
     /// Endpoints as they are now: remembered where the version fits, read where it does not.
-    pub(super) async fn current(&self, store: &Store, versions: &HashMap<EndpointId, i64>) -> store::Result<Current> {
-        let mut current = Current { endpoints: HashMap::with_capacity(versions.len()), unreadable: Vec::new() };
+    pub(super) async fn current(&self, store: &Store, versions: &IdMap<EndpointId, i64>) -> store::Result<Current> {
+        let mut current = Current { endpoints: IdMap::default(), unreadable: Vec::new() };
         let mut outdated = Vec::new();
         {
             let known = self.lock();
@@ -133,7 +133,7 @@ impl Roster {
         })
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<EndpointId, Arc<Prepared>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, IdMap<EndpointId, Arc<Prepared>>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -13,7 +13,7 @@ mod offering;
 mod quotas;
 mod sweep;
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -35,7 +35,7 @@ use super::membership::{Membership, Tenure, View};
 use super::{COMPLETIONS_MAX, Config, Shared, sleep_until, told};
 use crate::domain::endpoint::MAX_IN_FLIGHT_DEFAULT;
 use crate::domain::event::Event;
-use crate::domain::id::EndpointId;
+use crate::domain::id::{EndpointId, IdMap, IdSet};
 use crate::domain::schedule::Priority;
 use crate::domain::time::Timestamp;
 use crate::store::{self, Claimed, Due, Hint, LaneRequest, Swept};
@@ -69,7 +69,7 @@ pub(super) async fn run(
     let mut scheduler = Scheduler {
         shared: Arc::clone(shared),
         in_flight_max: config.in_flight_max,
-        lanes: HashMap::new(),
+        lanes: IdMap::default(),
         hungry: VecDeque::new(),
         alarms: BTreeSet::new(),
         ahead: Ahead::default(),
@@ -141,7 +141,7 @@ pub(super) async fn run(
 struct Scheduler {
     shared: Arc<Shared>,
     in_flight_max: usize,
-    lanes: HashMap<EndpointId, Lane<Ready>>,
+    lanes: IdMap<EndpointId, Lane<Ready>>,
     /// Lanes that may be hungry, in turn, each once.
     hungry: VecDeque<EndpointId>,
     /// When to wake which lane.
@@ -346,9 +346,9 @@ impl Scheduler {
                 lane.gate.take_in_policies(prepared.version, prepared.rate_limit, threshold, now);
             }
         }
-        let refused: HashSet<EndpointId> = done.refused.iter().copied().collect();
+        let refused: IdSet<EndpointId> = done.refused.iter().copied().collect();
         let unreadable = std::mem::take(&mut done.unreadable);
-        let caps: HashMap<EndpointId, u32> = (done.elsewhere.iter().map(|one| (one.endpoint, one.max_in_flight)))
+        let caps: IdMap<EndpointId, u32> = (done.elsewhere.iter().map(|one| (one.endpoint, one.max_in_flight)))
             .chain(done.ready.iter().map(|ready| (ready.claimed.endpoint, ready.endpoint.max_in_flight)))
             .collect();
         for request in &claim.asked {

@@ -3,7 +3,6 @@
 //! Counted in the database now and then, tracked in between by what this process adds and settles. With one replica
 //! the count is exact but for rows under way; with several, what others did shows at the next count.
 
-use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,7 +11,7 @@ use sqlx::types::Uuid;
 
 use super::connections::Connections;
 use super::error::Result;
-use crate::domain::id::EndpointId;
+use crate::domain::id::{EndpointId, IdMap};
 
 /// How many deliveries may be outstanding, and how large an event may be that is published in SQL.
 #[derive(Debug, Clone, Copy)]
@@ -43,9 +42,9 @@ pub(super) struct Backlog {
 #[derive(Debug, Default)]
 struct Counts {
     total: i64,
-    endpoints: HashMap<EndpointId, i64>,
+    endpoints: IdMap<EndpointId, i64>,
     /// What changed here since the count under way began.
-    since_count: Option<HashMap<EndpointId, i64>>,
+    since_count: Option<IdMap<EndpointId, i64>>,
 }
 
 /// An index-only scan where vacuum has been; its cost bounds how often it runs.
@@ -62,7 +61,7 @@ impl Backlog {
     /// Counts again; answers how long that took.
     pub(super) async fn count(&self, pool: &Connections) -> Result<Duration> {
         let began = Instant::now();
-        self.lock().since_count = Some(HashMap::new());
+        self.lock().since_count = Some(IdMap::default());
         let rows: Vec<(Uuid, i64)> = sqlx::query_as(COUNT).fetch_all(pool).await?;
         let mut counts = self.lock();
         let meanwhile = counts.since_count.take().unwrap_or_default();

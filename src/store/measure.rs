@@ -1,10 +1,8 @@
 //! What is counted of the store's own work: by batch, and off handles that were made at the start.
 
-use std::collections::HashSet;
-
 use super::connections::Connections;
 use super::{Completion, Settlement};
-use crate::domain::id::DeliveryId;
+use crate::domain::id::{DeliveryId, IdSet};
 use crate::domain::time::Timestamp;
 use crate::telemetry::metrics::Metrics;
 
@@ -22,7 +20,7 @@ pub(super) fn watch_pools(metrics: &Metrics, pools: [(&'static str, &Connections
 
 /// Counts those of a batch whose claim was current. One that somebody canceled while its last attempt was under way is
 /// counted as failed, as in the figures.
-pub(super) fn count_completed(metrics: &Metrics, batch: &[Completion], won: &HashSet<DeliveryId>, now: Timestamp) {
+pub(super) fn count_completed(metrics: &Metrics, batch: &[Completion], won: &IdSet<DeliveryId>, now: Timestamp) {
     for one in batch.iter().filter(|one| won.contains(&one.id)) {
         if let Some(attempt) = &one.attempt {
             metrics.attempts(attempt.result.outcome).inc();

@@ -5,14 +5,13 @@
 //! that. Whatever is taken is told back once its statement has ended, with what was claimed or with nothing, so that the
 //! lane always knows how much it may hold. Where nobody offers anything, deliveries wait in the database as ever.
 
-use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use tokio::sync::mpsc;
 
 use super::queue::Claimed;
-use crate::domain::id::EndpointId;
+use crate::domain::id::{EndpointId, IdMap};
 use crate::domain::time::Timestamp;
 
 /// What is offered now.
@@ -21,7 +20,7 @@ pub struct Offers(Mutex<Board>);
 
 #[derive(Debug, Default)]
 struct Board {
-    lanes: HashMap<EndpointId, Offer>,
+    lanes: IdMap<EndpointId, Offer>,
     /// Nothing is given out from then on, or at all.
     open_until: Option<Instant>,
     /// What the scheduler calls the present order of things; it is told with what is taken.
@@ -97,7 +96,7 @@ impl Offers {
             began: now,
             began_at,
             lanes: Vec::new(),
-            places: HashMap::new(),
+            places: IdMap::default(),
             claimed: Vec::new(),
         }
     }
@@ -117,7 +116,7 @@ pub(super) struct Taking<'o> {
     began_at: Instant,
     /// In the order in which they were first taken from.
     lanes: Vec<(EndpointId, Offer)>,
-    places: HashMap<EndpointId, usize>,
+    places: IdMap<EndpointId, usize>,
     claimed: Vec<Claimed>,
 }
 

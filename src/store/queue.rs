@@ -6,7 +6,7 @@
 mod complete;
 mod elsewhere;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -26,7 +26,7 @@ use crate::domain::cloudevents::Source;
 use crate::domain::endpoint::PayloadFormat;
 use crate::domain::event::Event;
 use crate::domain::fields::{ContentType, Tenant};
-use crate::domain::id::{DeliveryId, EndpointId, EventId};
+use crate::domain::id::{DeliveryId, EndpointId, EventId, IdMap};
 use crate::domain::pattern::EventType;
 use crate::domain::schedule::{Priority, Schedule};
 use crate::domain::time::Timestamp;
@@ -304,7 +304,7 @@ impl Store {
 
     /// The events of claimed deliveries. A second statement: a client that stalled inside the claim's own would pin its
     /// locked rows past every timeout.
-    pub async fn payloads(&self, ids: &[EventId]) -> Result<HashMap<EventId, Arc<Event>>> {
+    pub async fn payloads(&self, ids: &[EventId]) -> Result<IdMap<EventId, Arc<Event>>> {
         let mut unknown = ids.to_vec();
         unknown.sort_unstable();
         unknown.dedup();

@@ -1,13 +1,13 @@
 //! Events published by this process a moment ago: what is claimed next is mostly among them, and its payload need not
 //! be read back. Only what is committed gets in, and a payload never changes, so a hit is as good as a read.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 
 use crate::domain::event::Event;
-use crate::domain::id::EventId;
+use crate::domain::id::{EventId, IdMap};
 
 /// What is kept at most, counted in payload bytes; beyond it the oldest go.
 const BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -20,7 +20,7 @@ pub(super) struct Recent(Mutex<Kept>);
 
 #[derive(Debug, Default)]
 struct Kept {
-    events: HashMap<EventId, Arc<Event>>,
+    events: IdMap<EventId, Arc<Event>>,
     oldest_first: VecDeque<EventId>,
     bytes: usize,
 }
@@ -43,9 +43,9 @@ impl Recent {
     }
 
     /// Those of `ids` that are kept; leaves the others in `ids`.
-    pub(super) fn take_known(&self, ids: &mut Vec<EventId>) -> HashMap<EventId, Arc<Event>> {
+    pub(super) fn take_known(&self, ids: &mut Vec<EventId>) -> IdMap<EventId, Arc<Event>> {
         let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut known = HashMap::with_capacity(ids.len());
+        let mut known = IdMap::default();
         ids.retain(|id| match kept.events.get(id) {
             Some(event) => {
                 known.insert(*id, Arc::clone(event));

@@ -1,13 +1,12 @@
 //! What comes of attempts, counted in memory: by this the conditions that alerts are about are found without a write for
 //! each delivery. Lost with the process; what still holds then is found by a look at every endpoint now and then.
 
-use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::domain::alert::Counts;
 use crate::domain::attempt::AttemptOutcome;
 use crate::domain::delivery::is_endpoints_doing;
-use crate::domain::id::{DeliveryId, EndpointId};
+use crate::domain::id::{DeliveryId, EndpointId, IdMap, IdSet};
 use crate::store::{Completion, Settlement};
 
 /// What has come since it was last taken.
@@ -16,8 +15,8 @@ pub(super) struct Tallies(Mutex<Noted>);
 
 #[derive(Debug, Default)]
 struct Noted {
-    counts: HashMap<EndpointId, Counts>,
-    streaks: HashMap<EndpointId, Streak>,
+    counts: IdMap<EndpointId, Counts>,
+    streaks: IdMap<EndpointId, Streak>,
 }
 
 /// Failures in a row at an endpoint.
@@ -66,7 +65,7 @@ pub struct Faltering {
 impl Tallies {
     /// Counts those of a batch whose claim was current. The deliveries of operational events count for the endpoint's
     /// failures in a row, which they are, and for nothing else.
-    pub(super) fn note(&self, batch: &[Completion], won: &HashSet<DeliveryId>) {
+    pub(super) fn note(&self, batch: &[Completion], won: &IdSet<DeliveryId>) {
         let mut noted = self.lock();
         for one in batch.iter().filter(|one| won.contains(&one.id)) {
             let spoke = one.attempt.as_ref().filter(|attempt| is_endpoints_doing(attempt.result.outcome));
@@ -117,11 +116,11 @@ impl Tallies {
         taken
     }
 
-    pub(super) fn take_counts(&self) -> HashMap<EndpointId, Counts> {
+    pub(super) fn take_counts(&self) -> IdMap<EndpointId, Counts> {
         std::mem::take(&mut self.lock().counts)
     }
 
-    pub(super) fn give_back(&self, counts: HashMap<EndpointId, Counts>) {
+    pub(super) fn give_back(&self, counts: IdMap<EndpointId, Counts>) {
         let mut noted = self.lock();
         for (endpoint, more) in counts {
             let kept = noted.counts.entry(endpoint).or_default();

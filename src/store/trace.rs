@@ -1,10 +1,8 @@
 //! The spans of what the store does in batches: for each event in one that is recorded, with the batch's times.
 
-use std::collections::HashSet;
-
 use super::{Completion, Settlement, Store};
 use crate::domain::event::Event;
-use crate::domain::id::DeliveryId;
+use crate::domain::id::{DeliveryId, IdSet};
 use crate::domain::time::Timestamp;
 use crate::telemetry::traces::Kind;
 
@@ -25,7 +23,7 @@ impl Store {
     }
 
     /// Records that these results were put on record, between `began` and now.
-    pub(super) fn trace_completed(&self, batch: &[Completion], won: &HashSet<DeliveryId>, began: Timestamp) {
+    pub(super) fn trace_completed(&self, batch: &[Completion], won: &IdSet<DeliveryId>, began: Timestamp) {
         let Some(traces) = self.traces() else { return };
         let now = self.clock.now();
         for one in batch.iter().filter(|one| won.contains(&one.id)) {

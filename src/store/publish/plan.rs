@@ -9,7 +9,7 @@ use super::{PublishError, Published, PublishedDelivery, Waiting, unready};
 use crate::domain::endpoint::Ordering;
 use crate::domain::event::NewEvent;
 use crate::domain::fields::Tenant;
-use crate::domain::id::{DeliveryId, EndpointId, EventId};
+use crate::domain::id::{DeliveryId, EndpointId, EventId, IdMap};
 use crate::domain::schedule::Schedule;
 use crate::store::Store;
 use crate::store::directory::{Recipient, TenantEndpoints};
@@ -145,7 +145,7 @@ pub(super) async fn plan(store: &Store, waiting: Vec<Waiting>) -> Planned {
             return Planned::default();
         }
     };
-    let mut planner = Planner { store, planned: HashMap::new(), claimed_keys: HashSet::new() };
+    let mut planner = Planner { store, planned: IdMap::default(), claimed_keys: HashSet::new() };
     let mut planned = Planned::default();
     // Those of a tenant stay behind the first of them that is to be judged: they may be ordered by one key.
     let mut held: HashMap<Tenant, Arc<TenantEndpoints>> = HashMap::new();
@@ -241,7 +241,7 @@ impl Draft {
 struct Planner<'s> {
     store: &'s Store,
     /// Deliveries of this batch by endpoint, for the endpoint's bound.
-    planned: HashMap<EndpointId, i64>,
+    planned: IdMap<EndpointId, i64>,
     /// Keys that somebody earlier in this batch claims.
     claimed_keys: HashSet<(Tenant, String)>,
 }

@@ -6,7 +6,7 @@
 mod columns;
 mod succeed;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use self::columns::Columns;
 pub(in crate::store) use self::succeed::SUCCEED;
 use super::due_of;
 use crate::domain::attempt::{AttemptOutcome, AttemptResult, AttemptTrigger};
-use crate::domain::id::{DeliveryId, EndpointId};
+use crate::domain::id::{DeliveryId, EndpointId, IdMap, IdSet};
 use crate::domain::time::Timestamp;
 use crate::domain::trace::{TraceContext, TraceId};
 use crate::store::error::Result;
@@ -105,7 +105,7 @@ impl Completion {
 #[derive(Debug, Default)]
 pub struct Settled {
     /// Those whose claim was current.
-    pub won: HashSet<DeliveryId>,
+    pub won: IdSet<DeliveryId>,
     /// When the retried ones are due again; told as hints.
     due: Vec<Due>,
     /// Whose deliveries are outstanding no more; told to the backlog's count.
@@ -323,7 +323,7 @@ impl Settled {
         }));
         let won = rows.first().and_then(|(count, ..)| *count);
         let all_won = won.is_some_and(|count| usize::try_from(count) == Ok(batch.len()));
-        let due: HashMap<DeliveryId, Option<(PgTime, i16)>> = rows
+        let due: IdMap<DeliveryId, Option<(PgTime, i16)>> = rows
             .iter()
             .filter_map(|(_, id, due, _, priority)| Some((DeliveryId::from_uuid((*id)?), due.zip(*priority))))
             .collect();
