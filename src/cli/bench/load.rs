@@ -40,6 +40,9 @@ impl Shape {
     }
 }
 
+/// Requests a second of the bare hyper client on the machine for which processor times are expected.
+const REFERENCE_PER_S: f64 = 100_000.0;
+
 /// What a load scenario measured.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct LoadReport {
@@ -52,6 +55,9 @@ pub(super) struct LoadReport {
     pub(super) fixed_rate: FixedRate,
     /// Delivered a second at full load over the bare hyper client's requests a second.
     pub(super) of_bare_hyper: f64,
+    /// The processor time a delivery takes of service and PostgreSQL, in milliseconds, as it would be on a machine on which
+    /// the bare hyper client makes [`REFERENCE_PER_S`].
+    pub(super) cpu_ms_on_reference: f64,
     pub(super) peak_rss_mb: f64,
 }
 
@@ -79,6 +85,7 @@ pub(super) async fn run(
         fan_out: shape.fan_out(),
         keys: if let To::Keys(count) = shape.to { count } else { 0 },
         of_bare_hyper: full_load.delivered_per_s / bare_hyper_per_s,
+        cpu_ms_on_reference: full_load.cpu_ms_per_delivery.of_hooklane() * bare_hyper_per_s / REFERENCE_PER_S,
         full_load,
         fixed_rate,
         peak_rss_mb: stage.peak_rss_mb(),
