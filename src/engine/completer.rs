@@ -42,7 +42,7 @@ impl Desk {
         Self { results, hurry: Notify::new() }
     }
 
-    /// Hands a result in; waits while there are more than enough. Fails only once the completer has ended.
+    /// Hands a result in; waits while there are more than enough. Once the completer has ended, nothing becomes of it.
     pub(super) async fn hand_in(&self, ending: Ending) {
         let is_waited_for = is_waited_for(&ending);
         let _ = self.results.send(ending).await;
@@ -92,19 +92,33 @@ async fn complete_all(
             _ = results.recv_many(&mut batch, BATCH_MAX) => {}
             () = closing.cancelled() => return,
         }
-        if batch.len() < BATCH_MAX && !batch.iter().any(is_waited_for) {
-            tokio::select! {
-                () = tokio::time::sleep(GATHER) => {}
-                () = shared.desks[place].hurry.notified() => {}
-                () = closing.cancelled() => {}
-            }
-            let room = BATCH_MAX - batch.len();
-            // What has come; it is not waited for, so that no result wakes this task.
-            let _ = results.recv_many(&mut batch, room).now_or_never();
-        }
+        gather(&mut results, &mut batch, &shared.desks[place].hurry, &closing).await;
         let (batch, judgements): (Vec<Completion>, Vec<Option<Judgement>>) = batch.into_iter().unzip();
         let failing = complete(&shared, batch).await;
         judge(&shared, judgements.into_iter().flatten().collect(), &failing).await;
+    }
+}
+
+/// Fills up a batch until it is full, [`GATHER`] is over, or somebody waits for what is in it. No result wakes this task:
+/// what has come is taken at the end.
+async fn gather(
+    results: &mut mpsc::Receiver<Ending>,
+    batch: &mut Vec<Ending>,
+    hurry: &Notify,
+    closing: &CancellationToken,
+) {
+    let mut is_over = false;
+    let enough = tokio::time::sleep(GATHER);
+    tokio::pin!(enough);
+    while !is_over && batch.len() < BATCH_MAX && !batch.iter().any(is_waited_for) {
+        tokio::select! {
+            () = &mut enough => is_over = true,
+            () = closing.cancelled() => is_over = true,
+            // It may be of a result that went with the batch before.
+            () = hurry.notified() => {}
+        }
+        let room = BATCH_MAX - batch.len();
+        let _ = results.recv_many(batch, room).now_or_never();
     }
 }
 

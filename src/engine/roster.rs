@@ -64,7 +64,10 @@ impl Roster {
 
     /// Endpoints as they are now: remembered where the version fits, read where it does not.
     pub(super) async fn current(&self, store: &Store, versions: &IdMap<EndpointId, i64>) -> store::Result<Current> {
-        let mut current = Current { endpoints: IdMap::default(), unreadable: Vec::new() };
+        let mut current = Current {
+            endpoints: IdMap::with_capacity_and_hasher(versions.len(), Default::default()),
+            unreadable: Vec::new(),
+        };
         let mut outdated = Vec::new();
         {
             let known = self.lock();

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, join_all};
 use futures::stream::{self, BoxStream};
 use futures::{StreamExt as _, TryStreamExt as _};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
@@ -94,11 +94,14 @@ async fn close_unused(shelf: Weak<Shelf>) {
         let Some(shelf) = shelf.upgrade() else { return };
         let unused = Instant::now().checked_sub(IDLE_MAX).map(|start| shelf.take_unused(start));
         drop(shelf);
-        for one in unused.into_iter().flatten() {
-            // Whatever its farewell meets, it is gone.
-            let _ = tokio::time::timeout(LEND_MAX, one.connection.close()).await;
-        }
+        close_all(unused.unwrap_or_default()).await;
     }
+}
+
+/// Whatever a farewell meets, the connection is gone.
+async fn close_all(idle: Vec<Idle>) {
+    let farewells = join_all(idle.into_iter().map(|one| one.connection.close()));
+    let _ = tokio::time::timeout(LEND_MAX, farewells).await;
 }
 
 /// Since when connections are not to be trusted: one of them did not answer in time, so the others, which were opened
@@ -201,10 +204,7 @@ impl Connections {
         self.shelf.turns.close();
         drop(all);
         self.opener.close().await;
-        for one in self.shelf.take_all() {
-            // Whatever its farewell meets, it is gone.
-            let _ = one.connection.close().await;
-        }
+        close_all(self.shelf.take_all()).await;
     }
 }
 
@@ -229,16 +229,18 @@ impl Lent {
         drop(self.turn);
     }
 
-    /// Its work has ended, well or not. After an error it is asked first, which also rolls back what was left open.
+    /// Its work has ended, well or not. After an error it is asked first, and so it is where something is left to be sent: the
+    /// rollback of a transaction that was dropped.
     pub(super) fn give_back_after<T, E>(mut self, ended: &Result<T, E>) {
-        if ended.is_ok() {
+        if ended.is_ok() && !self.connection.should_flush() {
             return self.give_back();
         }
+        let ended_at = Instant::now();
         tokio::spawn(async move {
             match tokio::time::timeout(LEND_MAX, self.connection.ping()).await {
                 Ok(Ok(())) => self.give_back(),
                 // The server may have gone, and the others with it.
-                _ => self.shelf.doubt.raise(Instant::now()),
+                _ => self.shelf.doubt.raise(ended_at),
             }
         });
     }

@@ -45,7 +45,7 @@ impl Recent {
     /// Those of `ids` that are kept; leaves the others in `ids`.
     pub(super) fn take_known(&self, ids: &mut Vec<EventId>) -> IdMap<EventId, Arc<Event>> {
         let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut known = IdMap::default();
+        let mut known = IdMap::with_capacity_and_hasher(ids.len(), Default::default());
         ids.retain(|id| match kept.events.get(id) {
             Some(event) => {
                 known.insert(*id, Arc::clone(event));

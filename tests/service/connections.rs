@@ -56,3 +56,21 @@ async fn one_broken_connection_tells_of_the_others() {
         swept.expect("none of those that ended with it is used");
     }
 }
+
+#[tokio::test]
+async fn no_more_are_opened_than_the_settings_allow_and_none_is_left_after_the_end() {
+    let (store, mut beside) = opened(1).await;
+    for swept in join_all((0..100).map(|_| store.sweep())).await {
+        swept.expect("swept, in turn");
+    }
+    let (open, _) = backends(&mut beside, "-infinity").await;
+    assert!((2..12).contains(&open), "{open} are open");
+    store.close().await;
+    let left = tokio::sync::Mutex::new(beside);
+    support::eventually("no backend is left", || async {
+        let (open, _) = backends(&mut *left.lock().await, "-infinity").await;
+        (open == 0).then_some(())
+    })
+    .await;
+    assert!(store.sweep().await.is_err());
+}

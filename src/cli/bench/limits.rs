@@ -17,6 +17,7 @@ use super::cluster::{Cluster, execute, sql_failed};
 use super::http::{Bare, Receivers, bare};
 use super::measure::WARM_UP;
 use super::stamp::{Payloads, wall_ns};
+use super::usage;
 use crate::cli::Failure;
 use crate::domain::endpoint::SignatureScheme;
 use crate::domain::id::{DeliveryId, EventId, new_uuid};
@@ -30,6 +31,8 @@ use crate::store::{Config, Limits as QueueLimits, Retention, Store};
 pub(super) struct Limits {
     /// Signed requests a second of a bare hyper client to the same receivers.
     pub(super) hyper_per_s: f64,
+    /// The processor time that each of them took of client and receivers, in milliseconds.
+    pub(super) hyper_cpu_ms: f64,
     /// Deliveries a second whose rows one connection writes and settles.
     pub(super) rows_per_s: f64,
 }
@@ -75,13 +78,12 @@ pub(super) async fn measure(
     span: Duration,
 ) -> Result<Limits, Failure> {
     let payloads = Payloads::of(payload_bytes);
-    Ok(Limits {
-        hyper_per_s: hyper(callers, &payloads, span).await?,
-        rows_per_s: rows(cluster, &payloads, span).await?,
-    })
+    let (hyper_per_s, hyper_cpu_ms) = hyper(callers, &payloads, span).await?;
+    Ok(Limits { hyper_per_s, hyper_cpu_ms, rows_per_s: rows(cluster, &payloads, span).await? })
 }
 
-async fn hyper(callers: usize, payloads: &Payloads, span: Duration) -> Result<f64, Failure> {
+/// Requests a second, and the processor time of each in milliseconds.
+async fn hyper(callers: usize, payloads: &Payloads, span: Duration) -> Result<(f64, f64), Failure> {
     let receivers = Receivers::start(false).await?;
     let signer = Arc::new(Signer::new(SignatureScheme::Timestamped, [&Secret::from_random(&rand::random())]));
     let (client, stop) = (bare(), Arc::new(AtomicBool::new(false)));
@@ -98,12 +100,14 @@ async fn hyper(callers: usize, payloads: &Payloads, span: Duration) -> Result<f6
         });
     }
     tokio::time::sleep(WARM_UP).await;
-    let (began, before) = (Instant::now(), receivers.report().await?);
+    let cpu_ms = || usage::own_ms(std::process::id()) + usage::own_ms(receivers.pid());
+    let (began, before, used) = (Instant::now(), receivers.report().await?, cpu_ms());
     tokio::time::sleep(span).await;
-    let (took, after) = (began.elapsed(), receivers.report().await?);
+    let (took, after, used) = (began.elapsed(), receivers.report().await?, cpu_ms() - used);
     stop.store(true, Relaxed);
     running.join_all().await;
-    Ok((after.arrived - before.arrived) as f64 / took.as_secs_f64())
+    let requests = (after.arrived - before.arrived) as f64;
+    Ok((requests / took.as_secs_f64(), used / requests))
 }
 
 /// A request as Hooklane would send it: an envelope, its headers, its signature.

@@ -5,6 +5,7 @@ use serde::Serialize;
 use super::Args;
 use super::callers::{Audience, Keys};
 use super::cluster::Cluster;
+use super::limits::Limits;
 use super::measure::{self, FixedRate, FullLoad};
 use super::stage::Stage;
 use crate::api::proto::Ordering;
@@ -40,8 +41,9 @@ impl Shape {
     }
 }
 
-/// Requests a second of the bare hyper client on the machine for which processor times are expected.
-const REFERENCE_PER_S: f64 = 100_000.0;
+/// What a request of the bare hyper client takes, with its receiver, on the machine for which processor times are expected:
+/// its two cores are full at 100,000 requests a second.
+const REFERENCE_REQUEST_MS: f64 = 0.020;
 
 /// What a load scenario measured.
 #[derive(Debug, Clone, Serialize)]
@@ -56,8 +58,8 @@ pub(super) struct LoadReport {
     /// Delivered a second at full load over the bare hyper client's requests a second.
     pub(super) of_bare_hyper: f64,
     /// The processor time a delivery takes of service and PostgreSQL, in milliseconds, as it would be on a machine on which
-    /// the bare hyper client makes [`REFERENCE_PER_S`].
-    pub(super) cpu_ms_on_reference: f64,
+    /// a bare request takes [`REFERENCE_REQUEST_MS`].
+    pub(super) cpu_ms_scaled: f64,
     pub(super) peak_rss_mb: f64,
 }
 
@@ -67,7 +69,7 @@ pub(super) async fn run(
     args: &Args,
     name: &str,
     shape: Shape,
-    bare_hyper_per_s: f64,
+    bare: Limits,
 ) -> Result<LoadReport, Failure> {
     let mut stage = Stage::set(cluster, name).await?;
     let ordering = if matches!(shape.to, To::Keys(_)) { Ordering::ByKey } else { Ordering::Unordered };
@@ -84,8 +86,8 @@ pub(super) async fn run(
         silent: shape.silent,
         fan_out: shape.fan_out(),
         keys: if let To::Keys(count) = shape.to { count } else { 0 },
-        of_bare_hyper: full_load.delivered_per_s / bare_hyper_per_s,
-        cpu_ms_on_reference: full_load.cpu_ms_per_delivery.of_hooklane() * bare_hyper_per_s / REFERENCE_PER_S,
+        of_bare_hyper: full_load.delivered_per_s / bare.hyper_per_s,
+        cpu_ms_scaled: full_load.cpu_ms_per_delivery.of_hooklane() * REFERENCE_REQUEST_MS / bare.hyper_cpu_ms,
         full_load,
         fixed_rate,
         peak_rss_mb: stage.peak_rss_mb(),

@@ -89,8 +89,8 @@ Examples:
 ///
 /// Full load: the callers publish again as soon as they are answered. Fixed rate: calls are made at --rate whatever becomes
 /// of them, and latency counts from the moment a call was meant for. `of hyper` is delivered/s over what a bare hyper client
-/// sends signed to the same receivers in the same run: it is what to compare between machines. So is CPU `at 100,000/s`,
-/// scaled to a machine on which that client makes as many requests.
+/// sends signed to the same receivers in the same run: it is what to compare between machines. So is CPU `scaled`: what it
+/// would be on a machine on which such a request takes 20 µs, its receiver included (100,000/s on two cores).
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_long_help = DETAILS)]
 pub struct Args {
@@ -322,8 +322,8 @@ async fn measure(
         (Scenario::Healthy, _) => Outcome::Healthy(Box::new(healthy::run(cluster, args).await?)),
         (Scenario::History, _) => Outcome::History(Box::new(history::run(cluster, args).await?)),
         (_, Some(shape)) => {
-            let hyper_per_s = bare.map_or(f64::NAN, |bare| bare.hyper_per_s);
-            Outcome::Load(Box::new(load::run(cluster, args, scenario.name(), shape, hyper_per_s).await?))
+            let bare = bare.ok_or_else(|| Failure::unavailable("the bare limits were not measured".to_owned()))?;
+            Outcome::Load(Box::new(load::run(cluster, args, scenario.name(), shape, bare).await?))
         }
         (_, None) => Outcome::Kill(kill::run(cluster, args).await?),
     })

@@ -52,7 +52,8 @@ pub(super) fn peak_rss_mb(pid: u32) -> f64 {
     kb.unwrap_or_default() * 1_024.0 / 1e6
 }
 
-fn own_ms(pid: u32) -> f64 {
+/// What a process has used since it began, in milliseconds; 0 when it is gone.
+pub(super) fn own_ms(pid: u32) -> f64 {
     Stat::of(pid).map_or(0.0, |stat| stat.own * TICK_MS)
 }
 
