@@ -41,10 +41,6 @@ impl Shape {
     }
 }
 
-/// What a request of the bare hyper client takes, with its receiver, on the machine for which processor times are expected:
-/// its two cores are full at 100,000 requests a second.
-const REFERENCE_REQUEST_MS: f64 = 0.020;
-
 /// What a load scenario measured.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct LoadReport {
@@ -57,9 +53,8 @@ pub(super) struct LoadReport {
     pub(super) fixed_rate: FixedRate,
     /// Delivered a second at full load over the bare hyper client's requests a second.
     pub(super) of_bare_hyper: f64,
-    /// The processor time a delivery takes of service and PostgreSQL, in milliseconds, as it would be on a machine on which
-    /// a bare request takes [`REFERENCE_REQUEST_MS`].
-    pub(super) cpu_ms_scaled: f64,
+    /// Processor time of a delivery, service and PostgreSQL, over that of a bare request and its receiver.
+    pub(super) cpu_of_bare: f64,
     pub(super) peak_rss_mb: f64,
 }
 
@@ -87,7 +82,7 @@ pub(super) async fn run(
         fan_out: shape.fan_out(),
         keys: if let To::Keys(count) = shape.to { count } else { 0 },
         of_bare_hyper: full_load.delivered_per_s / bare.hyper_per_s,
-        cpu_ms_scaled: full_load.cpu_ms_per_delivery.of_hooklane() * REFERENCE_REQUEST_MS / bare.hyper_cpu_ms,
+        cpu_of_bare: full_load.cpu_ms_per_delivery.of_hooklane() / bare.hyper_cpu_ms,
         full_load,
         fixed_rate,
         peak_rss_mb: stage.peak_rss_mb(),

@@ -89,8 +89,8 @@ Examples:
 ///
 /// Full load: the callers publish again as soon as they are answered. Fixed rate: calls are made at --rate whatever becomes
 /// of them, and latency counts from the moment a call was meant for. `of hyper` is delivered/s over what a bare hyper client
-/// sends signed to the same receivers in the same run: it is what to compare between machines. So is CPU `scaled`: what it
-/// would be on a machine on which such a request takes 20 µs, its receiver included (100,000/s on two cores).
+/// sends signed to the same receivers in the same run: it is what to compare between machines. So is CPU `of bare`, over
+/// what such a request takes of that client and its receiver.
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_long_help = DETAILS)]
 pub struct Args {

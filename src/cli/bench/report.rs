@@ -162,17 +162,17 @@ impl RunReport {
         }
         writeln!(
             out,
-            "\nCPU ms a delivery        service   postgres   both  scaled  callers  receivers   peak RSS MB  in flight  drained/s"
+            "\nCPU ms a delivery        service   postgres   both of bare  callers  receivers   peak RSS MB  in flight  drained/s"
         )?;
         for (name, load) in &loads {
             let cpu = &load.full_load.cpu_ms_per_delivery;
             writeln!(
                 out,
-                "  {name:<20}{:>10.4}{:>11.4}{:>7.3}{:>8.3}{:>9.4}{:>11.4}{:>14.1}{:>11}{:>11.0}",
+                "  {name:<20}{:>10.4}{:>11.4}{:>7.3}{:>8.1}{:>9.4}{:>11.4}{:>14.1}{:>11}{:>11.0}",
                 cpu.service,
                 cpu.postgres,
                 cpu.of_hooklane(),
-                load.cpu_ms_scaled,
+                load.cpu_of_bare,
                 cpu.callers,
                 cpu.receivers,
                 load.peak_rss_mb,
