@@ -104,8 +104,8 @@ async fn close_all(idle: Vec<Idle>) {
     let _ = tokio::time::timeout(LEND_MAX, farewells).await;
 }
 
-/// Since when connections are not to be trusted: one of them did not answer in time, so the others, which were opened
-/// over the same link, need not be waited for one after the other. All pools of a process share it.
+/// Since when connections are not to be trusted: one of them did not answer in time or was found broken, so the others, which
+/// were opened over the same link, need not be waited for one after the other. All pools of a process share it.
 #[derive(Debug)]
 pub(super) struct Doubt {
     started: Instant,
