@@ -12,7 +12,7 @@
 
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use futures::future::{BoxFuture, join_all};
@@ -59,7 +59,7 @@ impl Shelf {
     /// The one that came back last, of those that are to be trusted.
     fn take(&self) -> Option<Idle> {
         loop {
-            let last = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
+            let last = self.lock().pop()?;
             if !self.doubt.covers(last.opened) {
                 return Some(last);
             }
@@ -68,22 +68,26 @@ impl Shelf {
 
     fn put(&self, connection: PgConnection, opened: Instant) {
         let one = Idle { connection, opened, since: Instant::now() };
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(one);
+        self.lock().push(one);
     }
 
     fn take_all(&self) -> Vec<Idle> {
-        std::mem::take(&mut self.idle.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut self.lock())
     }
 
     fn idle_count(&self) -> usize {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.lock().len()
     }
 
     /// Those that have been idle since before `start`.
     fn take_unused(&self, start: Instant) -> Vec<Idle> {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut idle = self.lock();
         let unused = idle.partition_point(|one| one.since < start);
         idle.drain(..unused).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Idle>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -158,27 +162,27 @@ impl Connections {
 
     /// A connection for several statements.
     pub(super) async fn lend(&self) -> sqlx::Result<Lent> {
-        let idle = Arc::clone(&self.shelf.turns).try_acquire_owned().map(|turn| (self.shelf.take(), turn));
-        let (connection, opened, turn) = match idle {
-            Ok((Some(idle), turn)) => (idle.connection, idle.opened, turn),
-            Ok((None, turn)) => soon(self.open(turn)).await?,
-            Err(_) => soon(self.wait()).await?,
+        let turns = &self.shelf.turns;
+        if let Ok(turn) = Arc::clone(turns).try_acquire_owned() {
+            return self.take_or_open(turn).await;
+        }
+        let lending = async {
+            let turn = Arc::clone(turns).acquire_owned().await.map_err(|_| sqlx::Error::PoolClosed)?;
+            self.take_or_open(turn).await
+        };
+        tokio::time::timeout(LEND_MAX, lending).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
+    }
+
+    async fn take_or_open(&self, turn: OwnedSemaphorePermit) -> sqlx::Result<Lent> {
+        let (connection, opened) = match self.shelf.take() {
+            Some(idle) => (idle.connection, idle.opened),
+            None => {
+                // Before it is opened: what makes the others doubtful meanwhile may have met this one as well.
+                let opened = Instant::now();
+                (self.opener.acquire().await?.detach(), opened)
+            }
         };
         Ok(Lent { connection, opened, turn, shelf: Arc::clone(&self.shelf) })
-    }
-
-    async fn open(&self, turn: OwnedSemaphorePermit) -> sqlx::Result<(PgConnection, Instant, OwnedSemaphorePermit)> {
-        // Before it is opened: what makes the others doubtful meanwhile may have met this one as well.
-        let opened = Instant::now();
-        Ok((self.opener.acquire().await?.detach(), opened, turn))
-    }
-
-    async fn wait(&self) -> sqlx::Result<(PgConnection, Instant, OwnedSemaphorePermit)> {
-        let turn = Arc::clone(&self.shelf.turns).acquire_owned().await.map_err(|_| sqlx::Error::PoolClosed)?;
-        match self.shelf.take() {
-            Some(idle) => Ok((idle.connection, idle.opened, turn)),
-            None => self.open(turn).await,
-        }
     }
 
     /// Runs what is done with a lent connection, for as long as a statement may take. An error of the outer kind means
@@ -206,11 +210,6 @@ impl Connections {
         self.opener.close().await;
         close_all(self.shelf.take_all()).await;
     }
-}
-
-/// What a connection is waited for.
-async fn soon<T>(lending: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
-    tokio::time::timeout(LEND_MAX, lending).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
 }
 
 /// A connection that somebody uses. Dropped before it is given back, it is closed.
