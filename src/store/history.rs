@@ -146,12 +146,18 @@ select d.id, d.event_id, d.endpoint_id, d.tenant, d.event_type, d.state, d.reaso
 from deliveries d where d.id = $1"
 );
 
-/// Reads by `timeline_attempts`; the time leaves out the days before the delivery was made.
+/// Reads by `timeline_attempts`, and a success by `settled_succeeded_pkey`; the time leaves out the days before the
+/// delivery was made.
 const ATTEMPTS: &str = "
 select number, trigger, outcome, started_at, duration_us, url, status, response_headers, response_body,
-       response_truncated, error, next_attempt_at, replica
+       response_truncated, error, next_attempt_at, replica, time
 from timeline
 where delivery_id = $1 and time >= $2 and number is not null
+union all
+select number, trigger, outcome, started_at, duration_us, url, status, response_headers, response_body,
+       response_truncated, error, next_attempt_at, replica, time
+from success_transitions
+where delivery_id = $1 and time >= $2
 order by number, time";
 
 /// By the key of each table. One that is in both, because its day is about to leave, is the same in both; one that is being

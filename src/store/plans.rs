@@ -32,7 +32,8 @@ pub const PUBLISH: Guarded = Guarded {
     sql: publish::PUBLISH,
     types: "text[], bigint[], uuid[], text[], text[], bytea[], text[], text[], jsonb[], uuid[], uuid[], uuid[], \
             smallint[], text[], text[], text[], smallint[], text[], timestamptz[], timestamptz[], smallint[], \
-            timestamptz[], timestamptz[], text[], boolean[], bytea[], int[], uuid[], bigint[], uuid, float8, text",
+            timestamptz[], timestamptz[], text[], boolean[], bytea[], int[], uuid[], bigint[], uuid, float8, text, \
+            int[], int[]",
 };
 /// See [`super::Store::complete`].
 pub const COMPLETE: Guarded = Guarded {

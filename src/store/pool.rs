@@ -62,7 +62,7 @@ pub struct Retention {
     pub failed: Duration,
     /// How long a failed delivery is a dead letter; not longer than it is kept.
     pub dead_letters: Duration,
-    /// How long attempts and other transitions are kept; not shorter than deliveries.
+    /// How long attempts that failed and other transitions are kept; not shorter than deliveries, with which successes are.
     pub timeline: Duration,
     /// How long events are kept, at least: as long as deliveries, whenever those are settled.
     pub payloads: Duration,

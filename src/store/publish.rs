@@ -6,6 +6,7 @@
 //! The file is long because the queue, the committer and what it answers are read together.
 
 mod claimed;
+mod columns;
 mod filters;
 mod from_sql;
 mod gather;

@@ -151,12 +151,14 @@ macro_rules! columns {
 }
 use columns;
 
-/// The rows of some transactions that the snapshot `$upper` sees and that pass `$filter`: after the key `$4` to `$7`, none
-/// older than `$8`, `$9` at most.
-macro_rules! rows_of {
-    ($xids:literal, $upper:literal, $filter:expr) => {
+/// The transitions in some transactions that the snapshot `$upper` sees and that pass `$filter`, of those that a view
+/// tells: after the key `$4` to `$7`, none older than `$8`, `$9` at most.
+macro_rules! rows_told_by {
+    ($view:literal, $xids:literal, $upper:literal, $filter:expr) => {
         concat!(
-            "(select t.* from timeline t
+            "(select t.* from ",
+            $view,
+            " t
      where ",
             $xids,
             " and t.time >= $8 and t.time < now() + interval '1 day'
@@ -171,11 +173,25 @@ macro_rules! rows_of {
         )
     };
 }
+use rows_told_by;
+
+/// The same of all transitions. View by view: in a view of both no index's order would be seen, and everything be sorted.
+macro_rules! rows_of {
+    ($xids:literal, $upper:literal, $filter:expr) => {
+        concat!(
+            $crate::store::tail::rows_told_by!("timeline_transitions", $xids, $upper, $filter),
+            "
+    union all
+    ",
+            $crate::store::tail::rows_told_by!("success_transitions", $xids, $upper, $filter)
+        )
+    };
+}
 use rows_of;
 
 /// The next rows of a batch from the transactions `$1` that the lower snapshot saw running and all from `$2` on, of the
 /// upper snapshot `$3` (null: the present one). After the key `$4` to `$7`, none older than `$8`, `$9` at most.
-/// Reads by `timeline_xid`: what ran then by lookups, so that a transaction left open for days costs nothing, and what
+/// Reads by `timeline_xid` and `settled_succeeded_xid`: what ran then by lookups, so that a transaction left open for days costs nothing, and what
 /// came since in the index's order. No locks.
 pub(super) const SINCE: &str = concat!(
     "

@@ -90,23 +90,23 @@ async fn all_deliveries(client: &Client) -> HashMap<String, Delivery> {
 const CONTRADICTIONS: [(&str, &str); 4] = [
     (
         "an attempt that ended twice",
-        "select delivery_id from timeline where number is not null group by delivery_id, number having count(*) > 1",
+        "select delivery_id from transitions where number is not null group by delivery_id, number having count(*) > 1",
     ),
     (
         "settled twice",
-        "select delivery_id from timeline where state between 4 and 7 group by delivery_id having count(*) > 1",
+        "select delivery_id from transitions where state between 4 and 7 group by delivery_id having count(*) > 1",
     ),
     (
         "an attempt that began before the one before it had ended, or ended after the next had begun",
         "select delivery_id from (
            select delivery_id, time, lead(started_at) over (partition by delivery_id order by number) as next_began
-           from timeline where number is not null) attempts
+           from transitions where number is not null) attempts
          where next_began < time",
     ),
     (
         "a change after it was settled",
-        "select t.delivery_id from timeline t
-         join timeline s on s.delivery_id = t.delivery_id and s.state between 4 and 7
+        "select t.delivery_id from transitions t
+         join transitions s on s.delivery_id = t.delivery_id and s.state between 4 and 7
          where t.time > s.time or t.number > s.number",
     ),
 ];
@@ -118,7 +118,7 @@ async fn no_stale_completion(database: &mut PgConnection, arrivals: &Arrivals) {
         let ids: Vec<Uuid> = sqlx::query_scalar(contradicted).fetch_all(&mut *database).await.expect("read");
         assert!(ids.is_empty(), "{what}: {:?}", ids.into_iter().map(DeliveryId::from_uuid).collect::<Vec<_>>());
     }
-    let succeeded: Vec<(Uuid, i32)> = sqlx::query_as("select delivery_id, number from timeline where outcome = 1")
+    let succeeded: Vec<(Uuid, i32)> = sqlx::query_as("select delivery_id, number from transitions where outcome = 1")
         .fetch_all(database)
         .await
         .expect("read");
@@ -135,7 +135,7 @@ async fn no_stale_completion(database: &mut PgConnection, arrivals: &Arrivals) {
 async fn duplicates_are_explained(database: &mut PgConnection, arrivals: &Arrivals, in_flight: usize) {
     let ended: Vec<(Uuid, i64, i64)> = sqlx::query_as(
         "select delivery_id, count(*) filter (where outcome = 9), count(*) filter (where outcome <> 9)
-         from timeline where number is not null group by delivery_id",
+         from transitions where number is not null group by delivery_id",
     )
     .fetch_all(database)
     .await

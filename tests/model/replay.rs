@@ -58,7 +58,7 @@ from settled_failed where id = any($1)";
 
 /// Every step is a transaction of its own, so their order is that of the steps.
 const TIMELINE: &str =
-    "select delivery_id, kind, number, outcome from timeline where delivery_id = any($1) order by xid";
+    "select delivery_id, kind, number, outcome from transitions where delivery_id = any($1) order by xid";
 
 /// A machine that pauses lets no lease lapse that the model does not.
 const HOLD: &str =

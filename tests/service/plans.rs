@@ -215,6 +215,8 @@ async fn a_publish_looks_up_the_endpoints_whose_offers_it_takes() {
         "null".to_owned(),
         "12".to_owned(),
         "'r'::text".to_owned(),
+        format!("array(select n from generate_series(1, {BATCH}) n)"),
+        format!("array(select n from generate_series(1, {BATCH}) n)"),
     ];
     for is_analyzed in [false, true] {
         check(&plans::PUBLISH, &arguments, false, is_analyzed).await;

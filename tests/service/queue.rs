@@ -159,10 +159,10 @@ async fn a_success_moves_the_delivery_and_keeps_its_attempt() {
 #[tokio::test]
 async fn a_success_leaves_the_same_among_its_like_and_among_others() {
     const ROWS: &str = "
-        select (to_jsonb(s) - array['id', 'event_id', 'settle_time'])::text,
+        select (to_jsonb(s) - array['id', 'event_id', 'settle_time', 'started_at', 'xid'])::text,
                (to_jsonb(t) - array['delivery_id', 'event_id', 'started_at', 'time', 'xid'])::text,
                (to_jsonb(h) - array['score', 'last_success_time', 'last_failure_time'])::text
-        from settled_succeeded s join timeline t on t.delivery_id = s.id and t.number is not null
+        from settled_succeeded s join transitions t on t.delivery_id = s.id and t.number is not null
         join endpoint_health h on h.endpoint_id = s.endpoint_id
         where s.id = $1";
     let (store, url, endpoint, _) = waiting(5).await;

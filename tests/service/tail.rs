@@ -1,6 +1,6 @@
 //! Reading the timeline: every committed row exactly once, in whatever order transactions commit, from any place in it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,19 +8,33 @@ use hooklane::domain::fields::Tenant;
 use hooklane::domain::id::EndpointId;
 use hooklane::domain::time::Timestamp;
 use hooklane::store::plans::{self, Guarded};
-use hooklane::store::{Batch, Cursor, Key, Position, Store, TailError, TimelineEvent, TimelineFilter, TransitionKind};
+use hooklane::store::{
+    Batch, Cursor, Key, Position, Publisher, Store, TailError, TimelineEvent, TimelineFilter, TransitionKind,
+};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
+use crate::publish::{event, register};
+use crate::queue::{lane, success};
 use crate::support;
 
-/// A row a value; the event's type is a number that no other row has.
+/// A transition a value, every fourth a success; the event's type is a number that no other has.
 const ROWS: &str = "
+with n as (
+  select n, case when n % 10 = 0 then 'acme' else 'default' end as tenant
+  from generate_series($1::int, $1::int + $2::int - 1) n
+), succeeded as (
+  insert into settled_succeeded (id, endpoint_id, event_id, settle_time, claim_gen, attempt_count, last_status, priority,
+                                 payload_format, tenant, event_type, xid, started_at, duration_us, trigger)
+  select gen_random_uuid(), '00000000-0000-0000-0000-000000000007', gen_random_uuid(), now(), 1, 1, 200, 2, 1, tenant,
+         n::text, pg_current_xact_id(), now(), 1, 1
+  from n where n % 4 = 3
+)
 insert into timeline (time, delivery_id, endpoint_id, event_id, kind, state, priority, attempt_count, tenant, event_type)
-select now(), gen_random_uuid(), '00000000-0000-0000-0000-000000000007', gen_random_uuid(), 1 + n % 2, 1, 2, 0,
-       case when n % 10 = 0 then 'acme' else 'default' end, n::text
-from generate_series($1::int, $1::int + $2::int - 1) n";
+select now(), gen_random_uuid(), '00000000-0000-0000-0000-000000000007', gen_random_uuid(), 1 + n % 2, 1, 2, 0, tenant,
+       n::text
+from n where n % 4 <> 3";
 
 async fn write(connection: &mut PgConnection, first: i32, count: i32) {
     sqlx::query(ROWS).bind(first).bind(count).execute(connection).await.expect("written");
@@ -318,7 +332,7 @@ async fn replicas_that_start_at_once_agree_on_the_key_of_tokens() {
     assert_ne!(*another.stream_key().bytes(), keys[0], "it is drawn for each database");
 }
 
-/// How each of a plan's scans of the timeline was done.
+/// How each of a plan's scans of what tells of transitions was done.
 async fn scans(connection: &mut PgConnection, statement: &Guarded, arguments: &str) -> HashMap<String, f64> {
     let prepare = format!("prepare guarded ({}) as {}", statement.types, statement.sql);
     sqlx::raw_sql(AssertSqlSafe(prepare)).execute(&mut *connection).await.expect("prepared");
@@ -331,7 +345,8 @@ async fn scans(connection: &mut PgConnection, statement: &Guarded, arguments: &s
         nodes.extend(node["Plans"].as_array().into_iter().flatten());
         let text = |key: &str| node[key].as_str().unwrap_or_default();
         let number = |key: &str| node[key].as_f64().unwrap_or_default();
-        if text("Relation Name").starts_with("timeline") {
+        let relation = text("Relation Name");
+        if relation.starts_with("timeline") || relation.starts_with("settled_succeeded") {
             let rows = number("Actual Rows") + number("Rows Removed by Filter");
             *found.entry(text("Node Type").to_owned()).or_default() += rows * number("Actual Loops");
         }
@@ -344,7 +359,7 @@ async fn the_timeline_is_read_by_index_whatever_the_statistics() {
     let (store, url) = open().await;
     let mut connection = support::connection(&url).await;
     let lower = present(&store).await;
-    sqlx::query("analyze timeline").execute(&mut connection).await.expect("analyzed while it is empty");
+    sqlx::query("analyze timeline, settled_succeeded").execute(&mut connection).await.expect("analyzed while empty");
     for first in (0..50_000).step_by(500) {
         write(&mut connection, first, 500).await;
     }
@@ -370,7 +385,62 @@ async fn the_timeline_is_read_by_index_whatever_the_statistics() {
         assert!(found.keys().all(|how| how.contains("Index")), "{statistics}: {found:?}");
         let rows: f64 = found.values().sum();
         assert!(rows <= 3_000.0, "about what the page has: {statistics}: {found:?}");
-        sqlx::query("vacuum analyze timeline").execute(&mut connection).await.expect("analyzed");
+        let analyze = "vacuum analyze timeline, settled_succeeded";
+        sqlx::query(analyze).execute(&mut connection).await.expect("analyzed");
+    }
+}
+
+#[tokio::test]
+async fn what_is_queued_together_and_what_succeeds_is_told_one_by_one() {
+    const ENDPOINTS: usize = 40;
+    let (store, url) = open().await;
+    let mut endpoints = HashSet::new();
+    for _ in 0..ENDPOINTS {
+        endpoints.insert(register(&store, &[]).await);
+    }
+    let start = present(&store).await;
+    let published = Publisher::start(&store).publish(event("order.created")).await.expect("published");
+    let expected: HashSet<_> = published.deliveries.iter().map(|one| (one.delivery_id, one.endpoint_id)).collect();
+    let told = |events: &[TimelineEvent]| events.iter().map(|one| (one.delivery, one.endpoint)).collect::<Vec<_>>();
+    let mut connection = support::connection(&url).await;
+    let rows: i64 = sqlx::query_scalar("select count(*) from timeline").fetch_one(&mut connection).await.expect("read");
+    assert_eq!(rows, 2, "32 deliveries a row");
+    for limit in [1, 7, 32, 100] {
+        let (events, _) = read(&store, &start, limit).await;
+        assert_eq!(events.len(), ENDPOINTS, "pages of {limit}");
+        assert_eq!(HashSet::from_iter(told(&events)), expected, "pages of {limit}");
+        let is_queued = |one: &TimelineEvent| {
+            one.kind == TransitionKind::Queued && one.event == published.event_id && one.next_attempt_time.is_some()
+        };
+        assert!(events.iter().all(is_queued), "{events:?}");
+    }
+
+    let queued = present(&store).await;
+    let lanes: Vec<_> = endpoints.iter().map(|endpoint| lane(*endpoint, 1)).collect();
+    let claims = store.claim(&lanes).await.expect("claimed");
+    let completions: Vec<_> = claims.claimed.iter().map(success).collect();
+    assert_eq!(store.complete(&completions).await.expect("completed").won.len(), ENDPOINTS);
+    for limit in [1, 7, 100] {
+        let (events, _) = read(&store, &queued, limit).await;
+        assert_eq!((events.len(), HashSet::from_iter(told(&events))), (ENDPOINTS, expected.clone()));
+        for one in &events {
+            let attempt = one.attempt.as_ref().expect("it ended one");
+            assert_eq!((one.kind, one.attempt_count, attempt.number), (TransitionKind::Succeeded, 1, 1));
+            assert_eq!((attempt.status, attempt.url.as_str()), (200, "http://127.0.0.1:9/"));
+        }
+    }
+
+    // Of one endpoint, whichever row it is in, and of one delivery, both are found.
+    let batch = Batch { lower: start, upper: present(&store).await };
+    for (delivery, endpoint) in told(&read(&store, &queued, 100).await.0) {
+        let of_endpoint = TimelineFilter { endpoints: vec![endpoint], ..TimelineFilter::default() };
+        let of_delivery = TimelineFilter { delivery: Some(delivery), ..TimelineFilter::default() };
+        for filter in [of_endpoint, of_delivery] {
+            let (events, _) = read_past(&store, &batch, Key::before(&batch.lower.snapshot), &filter, 100).await;
+            let kinds: Vec<_> = events.iter().map(|event| event.kind).collect();
+            assert_eq!(kinds, [TransitionKind::Queued, TransitionKind::Succeeded]);
+            assert!(events.iter().all(|event| event.delivery == delivery));
+        }
     }
 }
 

@@ -62,7 +62,7 @@ pub(super) async fn refusing(cluster: &Cluster, args: &Args) -> Result<RefusingR
     tokio::time::sleep(SETTLE_IN).await;
     let (cpu, _, _) = used(&stage, args.span()).await?;
     let mut connection = stage.cluster.connect(&stage.database).await?;
-    let attempts = sqlx::query_scalar("select count(*) from hooklane.timeline where number is not null")
+    let attempts = sqlx::query_scalar("select count(*) from hooklane.transitions where number is not null")
         .fetch_one(&mut connection)
         .await
         .map_err(super::cluster::sql_failed)?;

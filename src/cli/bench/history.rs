@@ -59,11 +59,14 @@ async fn fill(stage: &Stage<'_>, day: i64, rows: i64) -> Result<(), Failure> {
     execute(&mut connection, &partition).await?;
     let rows = format!(
         "insert into hooklane.settled_succeeded (id, endpoint_id, event_id, settle_time, claim_gen, attempt_count,
-                                                 last_status, priority, payload_format, tenant, event_type)
+                                                 last_status, priority, payload_format, tenant, event_type, xid,
+                                                 started_at, duration_us, trigger, response_truncated, url,
+                                                 response_headers, response_body, replica)
          select (millis || '7' || substr(d, 1, 3) || '8' || substr(d, 4, 15))::uuid,
                 (select id from hooklane.endpoints limit 1),
                 (millis || '7' || substr(d, 5, 3) || '9' || substr(d, 8, 15))::uuid,
-                at, 1, 1, 200, 2, 1, 'default', 'bench.event'
+                at, 1, 1, 200, 2, 1, 'default', 'bench.event', pg_current_xact_id(), at, 1000, 1, false,
+                'http://127.0.0.1:8080/live/0', 'content-length: 0', '', 'bench'
          from generate_series(1, {rows}) as n
          cross join lateral (select timestamptz '{name}' + n * interval '86399 s' / {rows} as at) as t
          cross join lateral (select lpad(to_hex(floor(extract(epoch from at) * 1000)::bigint), 12, '0') as millis, md5(n::text) as d) as i"

@@ -54,20 +54,17 @@ insert into hooklane.timeline (time, delivery_id, endpoint_id, event_id, kind, s
 select now(), d.id, $4, d.event_id, 1, 1, 2, 0, 'default', 'bench.event'
 from unnest($2::uuid[], $1::uuid[]) as d (id, event_id)";
 
-/// Moved by id to where it stays, with its last timeline row.
+/// Moved by id to where it stays, with what its attempt came to.
 const SETTLE: &str = "
 with settled as (
   delete from hooklane.outstanding where id = any($1)
   returning id, endpoint_id, event_id, priority, payload_format, tenant, event_type
-), moved as (
-  insert into hooklane.settled_succeeded (id, endpoint_id, event_id, settle_time, claim_gen, attempt_count, last_status,
-                                          priority, payload_format, tenant, event_type)
-  select id, endpoint_id, event_id, now(), 1, 1, 200, priority, payload_format, tenant, event_type from settled
 )
-insert into hooklane.timeline (time, delivery_id, endpoint_id, event_id, kind, state, priority, attempt_count, number,
-                               started_at, duration_us, status, trigger, outcome, tenant, event_type, url)
-select now(), id, endpoint_id, event_id, 4, 4, priority, 1, 1, now(), 1000, 200, 1, 1, tenant, event_type,
-       'http://127.0.0.1:8080/live/0'
+insert into hooklane.settled_succeeded (id, endpoint_id, event_id, settle_time, claim_gen, attempt_count, last_status,
+                                        priority, payload_format, tenant, event_type, xid, started_at, duration_us,
+                                        trigger, response_truncated, url, response_headers, response_body, replica)
+select id, endpoint_id, event_id, now(), 1, 1, 200, priority, payload_format, tenant, event_type, pg_current_xact_id(),
+       now(), 1000, 1, false, 'http://127.0.0.1:8080/live/0', 'content-length: 0', '', 'bench'
 from settled";
 
 /// Measures both, one after the other.

@@ -6,6 +6,7 @@ use std::time::Instant;
 use sqlx::types::{Json, Uuid};
 use sqlx::{Connection as _, PgConnection, Row};
 
+use super::columns::{DeliveryColumns, sparse};
 use super::plan::{Plan, PlannedDelivery};
 use crate::domain::cloudevents::Source;
 use crate::domain::schedule::Priority;
@@ -36,6 +37,8 @@ pub(super) enum Written<'s> {
 /// keeps a row's claim from being judged anew wherever it is asked for.
 /// Takes no lock on rows that others write; reads `tenants_pkey`. Arrays of what few events have are empty where none has
 /// it, and unnest to nulls. Places in an order are drawn in the arrays' order, under the locks of their keys.
+/// What is queued of one event from the same moment on is one row of the timeline, from place `$33` to place `$34` of the
+/// deliveries.
 /// What takes a lane's offer is claimed here, as a claim would a moment later: for endpoints that are as their lanes know
 /// them, by `endpoints_pkey`, and only by a replica that the others have not given up.
 pub(in crate::store) const PUBLISH: &str = "
@@ -88,14 +91,14 @@ with offered as materialized (
   where not exists (select from stale)
 ), told as (
   insert into timeline (time, delivery_id, endpoint_id, event_id, kind, state, priority, attempt_count,
-                        next_attempt_at, tenant, event_type)
-  select now(), d.id, d.endpoint_id, d.event_id, 1, 1, coalesce(d.priority, 2), 0,
-         case when d.is_parked then null else greatest(d.deliver_at, now()) end, d.tenant, d.event_type
-  from (
-    select unnest($10::uuid[]) as id, unnest($11::uuid[]) as endpoint_id, unnest($12::uuid[]) as event_id,
-           unnest($14::text[]) as tenant, unnest($15::text[]) as event_type, unnest($21::smallint[]) as priority,
-           unnest($22::timestamptz[]) as deliver_at, unnest($25::boolean[]) as is_parked
-  ) d
+                        next_attempt_at, tenant, event_type, more_deliveries, more_endpoints)
+  select now(), ($10::uuid[])[g.first], ($11::uuid[])[g.first], ($12::uuid[])[g.first], 1, 1,
+         coalesce(($21::smallint[])[g.first], 2), 0,
+         case when ($25::boolean[])[g.first] then null else greatest(($22::timestamptz[])[g.first], now()) end,
+         ($14::text[])[g.first], ($15::text[])[g.first],
+         case when g.first < g.last then ($10::uuid[])[g.first + 1:g.last] end,
+         case when g.first < g.last then ($11::uuid[])[g.first + 1:g.last] end
+  from (select unnest($33::int[]) as first, unnest($34::int[]) as last) g
   where not exists (select from stale)
 )
 select now() as at, array(select tenant from stale) as stale, (select stands from offered) as stands";
@@ -269,6 +272,8 @@ async fn publish<'b>(
         .bind(store.claims_as())
         .bind(LEASE.as_secs_f64())
         .bind(store.replica())
+        .bind(rows.told.firsts)
+        .bind(rows.told.lasts)
         .fetch_one(connection)
         .await?;
     Ok(PublishedBatch {
@@ -321,52 +326,4 @@ fn winners<'b>(batch: &'b [Plan], lost: &'b [usize]) -> impl Iterator<Item = &'b
 /// The deliveries that are queued of them, in publish order.
 fn queued<'b>(batch: &'b [Plan], lost: &'b [usize]) -> impl Iterator<Item = (&'b Plan, &'b PlannedDelivery)> {
     winners(batch, lost).flat_map(|plan| plan.queued().map(move |delivery| (plan, delivery)))
-}
-
-/// A column that is mostly null: empty where it is so altogether, which the statement unnests to the same.
-fn sparse<T>(column: impl IntoIterator<Item = Option<T>>) -> Vec<Option<T>> {
-    let column: Vec<_> = column.into_iter().collect();
-    if column.iter().all(Option::is_none) { Vec::new() } else { column }
-}
-
-/// Deliveries as the columns that both statements unnest.
-#[derive(Default)]
-struct DeliveryColumns<'p> {
-    ids: Vec<Uuid>,
-    endpoints: Vec<Uuid>,
-    events: Vec<Uuid>,
-    formats: Vec<i16>,
-    tenants: Vec<&'p str>,
-    types: Vec<&'p str>,
-    priorities: Vec<Option<i16>>,
-    deliver_at: Vec<Option<PgTime>>,
-    expire_at: Vec<Option<PgTime>>,
-    order_keys: Vec<Option<&'p str>>,
-    parked: Vec<Option<bool>>,
-    /// Places, from 1.
-    offers: Vec<Option<i32>>,
-}
-
-impl<'p> DeliveryColumns<'p> {
-    /// Of each of the `free` keys the first delivery goes at once; all others behind a key are parked.
-    fn of(deliveries: impl Iterator<Item = (&'p Plan, &'p PlannedDelivery)>, mut free: HashSet<OrderKey<'p>>) -> Self {
-        let mut columns = Self::default();
-        for (plan, delivery) in deliveries {
-            columns.ids.push(delivery.id.uuid());
-            columns.endpoints.push(delivery.to.id.uuid());
-            columns.events.push(plan.event_id.uuid());
-            columns.formats.push(delivery.to.format.number());
-            columns.tenants.push(plan.waiting.event.tenant.as_str());
-            columns.types.push(plan.waiting.event.event_type.as_str());
-            let schedule = &plan.waiting.event.schedule;
-            let order_key = plan.order_key(delivery);
-            columns.priorities.push(Some(schedule.priority.number()).filter(|_| schedule.priority != Priority::Normal));
-            columns.deliver_at.push(schedule.deliver_time.map(PgTime));
-            columns.expire_at.push(schedule.expire_time.map(PgTime));
-            columns.parked.push(order_key.map(|key| !free.remove(&key)));
-            columns.order_keys.push(order_key.map(|(_, key)| key));
-            columns.offers.push(delivery.offer.and_then(|place| i32::try_from(place + 1).ok()));
-        }
-        columns
-    }
 }

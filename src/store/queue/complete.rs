@@ -1,7 +1,8 @@
 //! Completing: what follows from ended attempts, for a whole batch in one statement and one commit.
 //!
-//! A delivery moves by `DELETE … RETURNING` into an INSERT, its timeline row and the endpoint's health with it. A
-//! completion whose claim is no longer the current one changes nothing.
+//! A delivery moves by `DELETE … RETURNING` into an INSERT, its timeline row and the endpoint's health with it; a success
+//! is its own: what the attempt came to stands in the settled row. A completion whose claim is no longer the current one
+//! changes nothing.
 
 mod columns;
 mod succeed;
@@ -138,9 +139,12 @@ with settled as (
   from settled s
 ), succeeded as (
   insert into settled_succeeded (id, endpoint_id, event_id, settle_time, claim_gen, attempt_count, last_status,
-                                 priority, payload_format, tenant, event_type)
+                                 priority, payload_format, tenant, event_type, xid, started_at, duration_us, trigger,
+                                 response_truncated, url, response_headers, response_body, replica)
   select m.id, m.endpoint_id, m.event_id, now(), m.claim_gen, ($6::int[])[m.i], m.status,
-         m.priority, m.payload_format, m.tenant, m.event_type
+         m.priority, m.payload_format, m.tenant, m.event_type, pg_current_xact_id(), ($9::timestamptz[])[m.i],
+         ($10::bigint[])[m.i], ($13::smallint[])[m.i], ($14::boolean[])[m.i], ($15::text[])[m.i], ($17::text[])[m.i],
+         ($18::bytea[])[m.i], m.replica
   from moved m where m.state = 4
 ), failed as (
   insert into settled_failed (id, endpoint_id, event_id, settle_time, claim_gen, attempt_count, last_status, state,
@@ -175,7 +179,7 @@ with settled as (
          ($9::timestamptz[])[e.i], ($10::bigint[])[e.i], e.due_at, ($12::int[])[e.i], ($13::smallint[])[e.i],
          ($11::smallint[])[e.i], ($14::boolean[])[e.i], e.tenant, e.event_type, e.reason,
          ($15::text[])[e.i], ($16::text[])[e.i], ($17::text[])[e.i], ($18::bytea[])[e.i], e.replica
-  from ended e
+  from ended e where e.state <> 4
 ), healed as (
   update endpoint_health h
   set score = least(h.score * f.kept + f.added, 1),

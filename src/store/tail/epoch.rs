@@ -35,17 +35,19 @@ macro_rules! line {
 }
 pub(super) use line;
 
-/// The present, and since when the timeline is kept: by the bounds of its oldest partition, and by the arrival on this
-/// cluster. Reads the catalog. Null: there are no partitions.
+/// The present, and since when every transition is kept: by the bounds of the oldest partitions of the timeline and of the
+/// successes, and by the arrival on this cluster. Reads the catalog. Null: there are no partitions.
 const STANDING: &str = concat!(
     "
 select pg_current_snapshot()::text, now(), ",
     line!(),
     ",
        greatest(
-         (select min(substring(pg_get_expr(c.relpartbound, c.oid) from '''([^'']+)''')::timestamptz)
-          from pg_inherits i join pg_class c on c.oid = i.inhrelid
-          where i.inhparent = 'timeline'::regclass and not i.inhdetachpending),
+         (select max(p.since) from (
+            select min(substring(pg_get_expr(c.relpartbound, c.oid) from '''([^'']+)''')::timestamptz) as since
+            from pg_inherits i join pg_class c on c.oid = i.inhrelid
+            where i.inhparent in ('timeline'::regclass, 'settled_succeeded'::regclass) and not i.inhdetachpending
+            group by i.inhparent) p),
          (select s.since from stream_clusters s
           where s.system_identifier = (select system_identifier from pg_control_system())
             and s.since > '-infinity'))"

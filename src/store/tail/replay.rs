@@ -63,17 +63,39 @@ macro_rules! passes {
     };
 }
 
+/// The first transactions of a batch that a view tells of, one for each transition, as many as a page looks through and
+/// one more.
+macro_rules! first_of {
+    ($view:literal) => {
+        concat!(
+            "(select t.xid from ",
+            $view,
+            " t
+       where t.xid >= $2::text::xid8 and t.xid < pg_snapshot_xmax($3::text::pg_snapshot)
+         and t.time >= $8 and t.time < now() + interval '1 day'
+       order by t.xid
+       limit $15 + 1)"
+        )
+    };
+}
+
 /// [`super::SINCE`] for a batch whose end `$3` is known, with a filter (`$10` to `$14`), and with a bound on what is
-/// looked through: `$15` index entries, told as the last transaction that belongs to it, or null where the batch ends
+/// looked through: `$15` transitions, told as the last transaction that belongs to it, or null where the batch ends
 /// sooner.
 pub(in crate::store) const REPLAY: &str = concat!(
     "
 with s as materialized (
   select $3::text::pg_snapshot as upper, (
-    select t.xid from timeline t
-    where t.xid >= $2::text::xid8 and t.xid < pg_snapshot_xmax($3::text::pg_snapshot)
-      and t.time >= $8 and t.time < now() + interval '1 day'
-    order by t.xid
+    select xid from (
+      ",
+    first_of!("timeline_transitions"),
+    "
+      union all
+      ",
+    first_of!("success_transitions"),
+    "
+    ) t
+    order by xid
     limit 1 offset $15
   ) as bound
 ), r as materialized (
@@ -99,11 +121,19 @@ from r left join lateral (
 ) t on true"
 );
 
-/// The first row of a day from a transaction on. By `timeline_xid` of that day's partition alone.
+/// The first row of a day from a transaction on, in either table. By `timeline_xid` and `settled_succeeded_xid` of that
+/// day's partitions alone.
 const PROBE: &str = "
-select t.xid::text, t.time from timeline t
-where t.time >= $1 and t.time < $2 and t.xid >= $3::text::xid8
-order by t.xid
+select xid::text, time from (
+  (select t.xid, t.time from timeline t
+   where t.time >= $1 and t.time < $2 and t.xid >= $3::text::xid8
+   order by t.xid limit 1)
+  union all
+  (select t.xid, t.time from success_transitions t
+   where t.time >= $1 and t.time < $2 and t.xid >= $3::text::xid8
+   order by t.xid limit 1)
+) either
+order by either.xid
 limit 1";
 
 impl Store {

@@ -9,7 +9,7 @@ use hooklane::api::proto::stream_delivery_events_request::From;
 use hooklane::api::proto::stream_delivery_events_response::Item;
 use hooklane::api::proto::*;
 use hooklane::cli::listen::Behaviour;
-use sqlx::PgConnection;
+use sqlx::{AssertSqlSafe, PgConnection};
 use tokio::task::JoinSet;
 use tonic::{Code, Status, Streaming};
 
@@ -235,21 +235,24 @@ async fn tokens_of_others_and_altered_ones_are_invalid() {
 
 #[tokio::test]
 async fn tokens_older_than_what_is_kept_or_of_another_cluster_have_expired() {
-    for change in [
-        // As retention does, with all that there was.
-        "do $$ declare part record; begin
-           for part in select inhrelid::regclass as name from pg_inherits
-                       where inhparent = 'timeline'::regclass and pg_get_expr((select relpartbound from pg_class where oid = inhrelid), inhrelid)
-                             < 'FOR VALUES FROM (''' || (now() + interval '1 day')::date
-           loop execute 'drop table ' || part.name; end loop; end $$",
-        // As if it had been restored from a dump here, just now.
-        "update stream_clusters set since = now()",
-    ] {
+    // As retention does, with all that there was of one of the tables.
+    let dropped = |parent: &str| {
+        format!(
+            "do $$ declare part record; begin
+               for part in select inhrelid::regclass as name from pg_inherits
+                           where inhparent = '{parent}'::regclass and pg_get_expr((select relpartbound from pg_class where oid = inhrelid), inhrelid)
+                                 < 'FOR VALUES FROM (''' || (now() + interval '1 day')::date
+               loop execute 'drop table ' || part.name; end loop; end $$"
+        )
+    };
+    // As if it had been restored from a dump here, just now.
+    let restored = "update stream_clusters set since = now()".to_owned();
+    for change in [dropped("timeline"), dropped("settled_succeeded"), restored] {
         let url = support::database().await;
         let service = service_with(url.clone(), &[]).await;
         let token = Stream::open(&service, StreamDeliveryEventsRequest::default()).await.expect("open").told().await.1;
         let mut connection = support::connection(&url).await;
-        sqlx::raw_sql(change).execute(&mut connection).await.expect("changed");
+        sqlx::raw_sql(AssertSqlSafe(change.clone())).execute(&mut connection).await.expect("changed");
         let refusal = Stream::from(&service, From::ResumeToken(token)).await.err().expect("refused");
         assert_eq!(reason(&refusal), told(Code::OutOfRange, "RESUME_TOKEN_EXPIRED"), "{change}");
         // What is kept can be had by time.

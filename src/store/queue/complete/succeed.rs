@@ -18,18 +18,12 @@ with won as (
             array_position($1::uuid[], o.id) as i
 ), succeeded as (
   insert into settled_succeeded (id, endpoint_id, event_id, settle_time, claim_gen, attempt_count, last_status,
-                                 priority, payload_format, tenant, event_type)
+                                 priority, payload_format, tenant, event_type, xid, started_at, duration_us, trigger,
+                                 response_truncated, url, response_headers, response_body, replica)
   select w.id, w.endpoint_id, w.event_id, now(), $2, ($3::int[])[w.i], ($6::int[])[w.i],
-         w.priority, w.payload_format, w.tenant, w.event_type
-  from won w
-), told as (
-  insert into timeline (time, delivery_id, endpoint_id, event_id, kind, state, priority, attempt_count, number,
-                        started_at, duration_us, status, trigger, outcome, response_truncated,
-                        tenant, event_type, url, response_headers, response_body, replica)
-  select now(), w.id, w.endpoint_id, w.event_id, 4, 4, w.priority, ($3::int[])[w.i], ($3::int[])[w.i],
-         ($4::timestamptz[])[w.i], ($5::bigint[])[w.i], ($6::int[])[w.i], ($7::smallint[])[w.i], 1,
-         ($8::boolean[])[w.i], w.tenant, w.event_type, ($9::text[])[w.i], ($10::text[])[w.i], ($11::bytea[])[w.i],
-         w.replica
+         w.priority, w.payload_format, w.tenant, w.event_type, pg_current_xact_id(), ($4::timestamptz[])[w.i],
+         ($5::bigint[])[w.i], ($7::smallint[])[w.i], ($8::boolean[])[w.i], ($9::text[])[w.i], ($10::text[])[w.i],
+         ($11::bytea[])[w.i], w.replica
   from won w
 ), healed as (
   update endpoint_health h
