@@ -48,7 +48,7 @@ pub const SUCCEED: Guarded = Guarded {
     name: "succeed",
     sql: queue::SUCCEED,
     types: "uuid[], int, int[], timestamptz[], bigint[], int[], smallint[], boolean[], text[], text[], bytea[], uuid[], \
-            float8[], float8[]",
+            float8[], float8[], int[], int[]",
 };
 /// See [`super::Store::renew`].
 pub const RENEW: Guarded = Guarded { name: "renew", sql: queue::RENEW, types: "uuid[], int[], float8" };

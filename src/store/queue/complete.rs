@@ -122,16 +122,16 @@ const BATCH_MAX: usize = 128;
 /// which is written again because nobody heard of its commit.
 /// The score is capped because the sum of a batch's weights may be a rounding error above 1, which the CHECK refuses.
 /// Locks the deliveries in id order (an index scan visits an array's values in order) by `outstanding_pkey`, then the
-/// endpoints' health in id order; the `any` keeps that join from scanning every endpoint's. `$1` are all ids, `$2` those
-/// that settle, `$3` those that are retried. Answers how many claims were current, beside each that is due again, or
+/// endpoints' health in id order; the `any` keeps that join from scanning every endpoint's. `$1` are all ids, ascending,
+/// among which a row's place is found by halving, `$2` those that settle, `$3` those that are retried. Answers how many claims were current, beside each that is due again, or
 /// beside every one where some were not; and the endpoints that are failing, with their failures in a row.
 pub(in crate::store) const COMPLETE: &str = "
 with settled as (
   delete from outstanding o
-  where o.id = any($2::uuid[]) and o.claim_gen = ($4::int[])[array_position($1::uuid[], o.id)] and o.state = 2
+  where o.id = any($2::uuid[]) and o.claim_gen = ($4::int[])[width_bucket(o.id, $1::uuid[])] and o.state = 2
   returning o.id, o.endpoint_id, o.event_id, o.claim_gen, o.priority, o.payload_format, o.tenant, o.event_type,
             o.last_status, o.last_error, o.replica, o.cancel_requested, o.order_key, o.seq, o.expire_at,
-            array_position($1::uuid[], o.id) as i
+            width_bucket(o.id, $1::uuid[]) as i
 ), moved as (
   select s.*, case when s.cancel_requested and ($5::smallint[])[s.i] = 5 then 6 else ($5::smallint[])[s.i] end as state,
          case when s.cancel_requested and ($5::smallint[])[s.i] = 5 then $25 else ($7::text[])[s.i] end as reason,
@@ -156,15 +156,15 @@ with settled as (
   from moved m where m.state <> 4
 ), retried as (
   update outstanding o
-  set state = 3, due_at = now() + ($8::bigint[])[array_position($1::uuid[], o.id)] * interval '1 microsecond',
+  set state = 3, due_at = now() + ($8::bigint[])[width_bucket(o.id, $1::uuid[])] * interval '1 microsecond',
       lease_until = null, attempt_started_at = null, retries_spent = o.retries_spent + 1, trigger = 1,
-      attempt_count = ($6::int[])[array_position($1::uuid[], o.id)],
-      last_status = ($12::int[])[array_position($1::uuid[], o.id)],
-      last_error = ($16::text[])[array_position($1::uuid[], o.id)]
-  where o.id = any($3::uuid[]) and o.claim_gen = ($4::int[])[array_position($1::uuid[], o.id)]
+      attempt_count = ($6::int[])[width_bucket(o.id, $1::uuid[])],
+      last_status = ($12::int[])[width_bucket(o.id, $1::uuid[])],
+      last_error = ($16::text[])[width_bucket(o.id, $1::uuid[])]
+  where o.id = any($3::uuid[]) and o.claim_gen = ($4::int[])[width_bucket(o.id, $1::uuid[])]
     and o.state = 2 and not o.cancel_requested
   returning o.id, o.endpoint_id, o.event_id, o.priority, o.tenant, o.event_type, o.replica, o.due_at,
-            array_position($1::uuid[], o.id) as i
+            width_bucket(o.id, $1::uuid[]) as i
 ), ended as (
   select id, endpoint_id, event_id, priority, tenant, event_type, replica, null::timestamptz as due_at, i, state, reason
   from moved
@@ -279,10 +279,10 @@ async fn write_ordered(connection: &mut PgConnection, batch: &[Completion]) -> R
 }
 
 async fn write<'c>(on: impl PgExecutor<'c>, batch: &[Completion]) -> Result<Vec<Answer>> {
-    let columns = Columns::of(batch);
     if let Some(claim_gen) = succeed::claim_gen_of(batch) {
-        return succeed::write(on, claim_gen, columns).await;
+        return succeed::write(on, claim_gen, batch).await;
     }
+    let columns = Columns::of(batch);
     let health = columns.health();
     let rows = sqlx::query_as(COMPLETE)
         .bind(columns.ids)

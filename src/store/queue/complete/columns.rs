@@ -93,7 +93,7 @@ impl<'c> Columns<'c> {
 
 /// What a batch does to an endpoint's health: `score × kept + added`, and the failures at its end.
 #[derive(Debug, Clone, Copy)]
-struct HealthChange {
+pub(super) struct HealthChange {
     kept: f64,
     added: f64,
     failures: i32,
@@ -108,7 +108,7 @@ impl Default for HealthChange {
 }
 
 impl HealthChange {
-    fn add(&mut self, is_success: bool) {
+    pub(super) fn add(&mut self, is_success: bool) {
         let keep = 1.0 - HEALTH_ALPHA;
         self.kept *= keep;
         self.added = self.added * keep + if is_success { HEALTH_ALPHA } else { 0.0 };
@@ -130,7 +130,7 @@ pub(super) struct HealthColumns {
 }
 
 impl HealthColumns {
-    fn of(changes: &BTreeMap<Uuid, HealthChange>) -> Self {
+    pub(super) fn of(changes: &BTreeMap<Uuid, HealthChange>) -> Self {
         let mut columns = Self::default();
         for (endpoint, change) in changes {
             columns.endpoints.push(*endpoint);
