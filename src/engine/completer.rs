@@ -12,21 +12,21 @@ use tokio_util::sync::CancellationToken;
 
 use super::judge::{Judgement, judge};
 use super::{Ending, Shared};
-use crate::store::{Completion, Error, Failing};
+use crate::store::{Completion, Error, Failing, Settlement};
 use crate::telemetry::log::few;
 
-/// Results of one batch. Beyond about a hundred, finding a row's place in the statement's arrays begins to weigh: 17 µs
-/// a row at 133 rows, 48 at 237.
-const BATCH_MAX: usize = 100;
+/// Results of one batch.
+const BATCH_MAX: usize = 400;
 /// How long results are gathered for a batch. Nobody waits for them (the lane has its room back since the request
-/// ended), and a statement costs as much as ten of its rows.
-const GATHER: Duration = Duration::from_millis(8);
+/// ended), and a statement with its commit costs as much as thirty of its rows.
+const GATHER: Duration = Duration::from_millis(10);
 /// The wait after a failed commit, doubled up to the second.
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(1);
 
-/// How many complete at once. Each has its own endpoints: two that met at the row of an endpoint's health would wait for
-/// each other's commit.
+/// How many complete at once. The first has the successes while it keeps up, in the largest batches that there can be. All
+/// else, and what it has no time for, falls to the others, by endpoint: those that meet at the row of an endpoint's health
+/// wait for each other's commit.
 pub(super) const COMPLETERS: usize = 3;
 
 /// Where a completer's results are handed in.
@@ -38,18 +38,44 @@ pub(super) struct Desk {
 }
 
 impl Desk {
-    pub(super) fn new(results: mpsc::Sender<Ending>) -> Self {
-        Self { results, hurry: Notify::new() }
+    /// One for each completer, and what it reads from; so many results wait at all of them together at most.
+    pub(super) fn all(results_max: usize) -> ([Self; COMPLETERS], Vec<mpsc::Receiver<Ending>>) {
+        let mut receivers = Vec::with_capacity(COMPLETERS);
+        let desks = std::array::from_fn(|_| {
+            let (results, receiver) = mpsc::channel(results_max / COMPLETERS);
+            receivers.push(receiver);
+            Self { results, hurry: Notify::new() }
+        });
+        (desks, receivers)
+    }
+
+    /// Whether what waits here is less than a batch.
+    fn keeps_up(&self) -> bool {
+        self.results.max_capacity() - self.results.capacity() < BATCH_MAX
     }
 
     /// Hands a result in; waits while there are more than enough. Once the completer has ended, nothing becomes of it.
-    pub(super) async fn hand_in(&self, ending: Ending) {
+    async fn hand_in(&self, ending: Ending) {
         let is_waited_for = is_waited_for(&ending);
         let _ = self.results.send(ending).await;
         if is_waited_for {
             self.hurry.notify_one();
         }
     }
+}
+
+/// Hands a result in at one of the desks; waits while there are more than enough at it.
+pub(super) async fn hand_in(desks: &[Desk; COMPLETERS], ending: Ending) {
+    let [first, others @ ..] = desks;
+    // A batch of nothing but successes is written for less, and nobody is in a hurry for it.
+    let is_common = ending.0.settlement == Settlement::Succeeded && ending.1.is_none() && !is_waited_for(&ending);
+    let desk = if is_common && first.keeps_up() {
+        first
+    } else {
+        // The last bits of an id are random.
+        &others[ending.0.endpoint.uuid().as_u128() as usize % others.len()]
+    };
+    desk.hand_in(ending).await;
 }
 
 /// The running completers.
@@ -199,4 +225,45 @@ fn strip(completion: &mut Completion) -> bool {
     result.response_body = Bytes::new();
     result.response_truncated = true;
     had_any
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::id::{DeliveryId, EndpointId};
+
+    fn ending(id: usize, settlement: Settlement, order_key: Option<&str>) -> Ending {
+        let completion = Completion {
+            id: DeliveryId::from_uuid(uuid::Uuid::from_u128(id as u128)),
+            endpoint: EndpointId::from_uuid(uuid::Uuid::from_u128(id as u128)),
+            claim_gen: 1,
+            attempt_count: 1,
+            attempt: None,
+            trace: None,
+            settlement,
+            order_key: order_key.map(Into::into),
+        };
+        (completion, None)
+    }
+
+    #[tokio::test]
+    async fn successes_go_to_the_first_while_it_keeps_up_and_all_else_by_endpoint() {
+        let (desks, mut results) = Desk::all(4_096);
+        for id in 0..BATCH_MAX {
+            hand_in(&desks, ending(id, Settlement::Succeeded, None)).await;
+        }
+        let waiting = |results: &[mpsc::Receiver<Ending>]| results.iter().map(mpsc::Receiver::len).collect::<Vec<_>>();
+        assert_eq!(waiting(&results), [BATCH_MAX, 0, 0]);
+        // It is behind.
+        hand_in(&desks, ending(0, Settlement::Succeeded, None)).await;
+        hand_in(&desks, ending(1, Settlement::Succeeded, None)).await;
+        assert_eq!(waiting(&results), [BATCH_MAX, 1, 1]);
+        let mut done = Vec::new();
+        results[0].recv_many(&mut done, BATCH_MAX).await;
+        hand_in(&desks, ending(0, Settlement::Failed("HTTP 404".to_owned()), None)).await;
+        hand_in(&desks, ending(0, Settlement::Succeeded, Some("key"))).await;
+        assert_eq!(waiting(&results), [0, 3, 1]);
+        hand_in(&desks, ending(0, Settlement::Succeeded, None)).await;
+        assert_eq!(waiting(&results), [1, 3, 1]);
+    }
 }

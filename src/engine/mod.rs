@@ -76,7 +76,7 @@ struct Shared {
     /// Running attempts.
     attempts: TaskTracker,
     /// One for each completer.
-    desks: Vec<completer::Desk>,
+    desks: [completer::Desk; completer::COMPLETERS],
     /// Whether what is published in SQL is taken up here.
     takes_up: watch::Sender<bool>,
 }
@@ -85,12 +85,10 @@ struct Shared {
 type Ending = (Completion, Option<Judgement>);
 
 impl Shared {
-    /// Hands a result to the completer of its endpoint; waits while that one has more than enough. Fails only once the
-    /// completers have ended: after the grace time, when the attempt becomes LOST.
+    /// Hands a result to a completer; waits while that one has more than enough. Fails only once the completers have ended:
+    /// after the grace time, when the attempt becomes LOST.
     async fn record(&self, completion: Completion, judgement: Option<Judgement>) {
-        // The last bits of an id are random.
-        let place = completion.endpoint.uuid().as_u128() as usize % self.desks.len();
-        self.desks[place].hand_in((completion, judgement)).await;
+        completer::hand_in(&self.desks, (completion, judgement)).await;
     }
 }
 
@@ -115,15 +113,14 @@ impl Engine {
         config: Config,
         shutdown: CancellationToken,
     ) -> Self {
-        let (desks, results): (Vec<_>, Vec<_>) =
-            (0..completer::COMPLETERS).map(|_| mpsc::channel(COMPLETIONS_MAX / completer::COMPLETERS)).unzip();
+        let (desks, results) = completer::Desk::all(COMPLETIONS_MAX);
         let shared = Arc::new(Shared {
             roster: Roster::new(config.retries.clone()),
             store,
             egress,
             leases: Leases::default(),
             attempts: TaskTracker::new(),
-            desks: desks.into_iter().map(completer::Desk::new).collect(),
+            desks,
             takes_up: watch::Sender::new(false),
         });
         let taking_up =

@@ -47,7 +47,7 @@ pub const COMPLETE: Guarded = Guarded {
 pub const SUCCEED: Guarded = Guarded {
     name: "succeed",
     sql: queue::SUCCEED,
-    types: "uuid[], int, int[], timestamptz[], bigint[], int[], smallint[], boolean[], text[], text[], bytea[], uuid[], \
+    types: "uuid[], int[], int[], timestamptz[], bigint[], int[], smallint[], boolean[], text[], text[], bytea[], uuid[], \
             float8[], float8[], int[], int[]",
 };
 /// See [`super::Store::renew`].

@@ -1,4 +1,4 @@
-//! Completing what nearly every batch is: attempts that succeeded, all under claims of one generation.
+//! Completing what nearly every batch is: attempts that succeeded.
 //!
 //! The statement does to these what [`super::COMPLETE`] would, without a place for what does not become of them.
 
@@ -12,19 +12,20 @@ use super::{Answer, Completion};
 use crate::store::error::Result;
 use crate::store::types::{PgTime, headers_to_text, micros};
 
-/// Locks as [`super::COMPLETE`] does, and uses its indexes. `$1` are the ids, ascending, `$2` is the generation of their
-/// claims, `$9` and `$10` are what urls and headers there are, `$15` and `$16` each row's place among them. Answers how many of those were current, beside every one where some were not.
+/// Locks as [`super::COMPLETE`] does, and uses its indexes. `$1` are the ids, ascending; `$9` and `$10` are what addresses
+/// and headers there are, `$15` and `$16` each row's place among them. Answers how many claims were current, beside every
+/// one where some were not.
 pub(in crate::store) const SUCCEED: &str = "
 with won as (
   delete from outstanding o
-  where o.id = any($1::uuid[]) and o.claim_gen = $2 and o.state = 2
-  returning o.id, o.endpoint_id, o.event_id, o.priority, o.payload_format, o.tenant, o.event_type, o.replica,
-            width_bucket(o.id, $1::uuid[]) as i
+  where o.id = any($1::uuid[]) and o.claim_gen = ($2::int[])[width_bucket(o.id, $1::uuid[])] and o.state = 2
+  returning o.id, o.endpoint_id, o.event_id, o.claim_gen, o.priority, o.payload_format, o.tenant, o.event_type,
+            o.replica, width_bucket(o.id, $1::uuid[]) as i
 ), succeeded as (
   insert into settled_succeeded (id, endpoint_id, event_id, settle_time, claim_gen, attempt_count, last_status,
                                  priority, payload_format, tenant, event_type, xid, started_at, duration_us, trigger,
                                  response_truncated, url, response_headers, response_body, replica)
-  select w.id, w.endpoint_id, w.event_id, now(), $2, ($3::int[])[w.i], ($6::int[])[w.i],
+  select w.id, w.endpoint_id, w.event_id, now(), w.claim_gen, ($3::int[])[w.i], ($6::int[])[w.i],
          w.priority, w.payload_format, w.tenant, w.event_type, pg_current_xact_id(), ($4::timestamptz[])[w.i],
          ($5::bigint[])[w.i], ($7::smallint[])[w.i], ($8::boolean[])[w.i], ($9::text[])[($15::int[])[w.i]],
          ($10::text[])[($16::int[])[w.i]], coalesce(($11::bytea[])[w.i], ''), w.replica
@@ -40,18 +41,12 @@ select t.count, w.id, null::timestamptz, null::int, null::smallint
 from (select count(*) from won) t
 left join won w on t.count < cardinality($1::uuid[])";
 
-/// The generation of a batch's claims, where this statement is for it.
-pub(super) fn claim_gen_of(batch: &[Completion]) -> Option<i32> {
-    let claim_gen = batch.first()?.claim_gen;
-    batch.iter().all(|one| one.is_plain_success() && one.claim_gen == claim_gen).then_some(claim_gen)
-}
-
-pub(super) async fn write<'c>(on: impl PgExecutor<'c>, claim_gen: i32, batch: &[Completion]) -> Result<Vec<Answer>> {
+pub(super) async fn write<'c>(on: impl PgExecutor<'c>, batch: &[Completion]) -> Result<Vec<Answer>> {
     let columns = Successes::of(batch);
     let health = HealthColumns::of(&columns.health);
     let rows = sqlx::query_as(SUCCEED)
         .bind(columns.ids)
-        .bind(claim_gen)
+        .bind(columns.claim_gens)
         .bind(columns.attempt_counts)
         .bind(columns.started_at)
         .bind(columns.durations_us)
@@ -75,6 +70,7 @@ pub(super) async fn write<'c>(on: impl PgExecutor<'c>, claim_gen: i32, batch: &[
 #[derive(Default)]
 struct Successes<'c> {
     ids: Vec<Uuid>,
+    claim_gens: Vec<i32>,
     attempt_counts: Vec<i32>,
     started_at: Vec<PgTime>,
     durations_us: Vec<i64>,
@@ -97,6 +93,7 @@ impl<'c> Successes<'c> {
         for (one, attempt) in sorted {
             let result = &attempt.result;
             columns.ids.push(one.id.uuid());
+            columns.claim_gens.push(one.claim_gen);
             columns.attempt_counts.push(one.attempt_count.cast_signed());
             columns.started_at.push(PgTime(attempt.started_at));
             columns.durations_us.push(micros(result.duration));
