@@ -51,8 +51,12 @@ macro_rules! typed_id {
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(concat!($prefix, "_"))?;
-                f.write_str(str_of(&encode(self.0)))
+                const HEAD: &[u8] = concat!($prefix, "_").as_bytes();
+                // In one piece, so that a text that it is written to grows once.
+                let mut text = [0; HEAD.len() + DIGITS];
+                text[..HEAD.len()].copy_from_slice(HEAD);
+                text[HEAD.len()..].copy_from_slice(&encode(self.0));
+                f.write_str(str_of(&text))
             }
         }
 
@@ -139,8 +143,8 @@ fn encode(uuid: Uuid) -> [u8; DIGITS] {
     digits
 }
 
-fn str_of(digits: &[u8; DIGITS]) -> &str {
-    // The alphabet is ASCII, so this never takes the other arm.
+fn str_of(digits: &[u8]) -> &str {
+    // Prefixes and the alphabet are ASCII, so this never takes the other arm.
     std::str::from_utf8(digits).unwrap_or_default()
 }
 

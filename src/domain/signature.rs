@@ -21,6 +21,11 @@ pub const STANDARD_TIMESTAMP_HEADER: &str = "webhook-timestamp";
 /// Standard Webhooks' header of the signatures.
 pub const STANDARD_SIGNATURE_HEADER: &str = "webhook-signature";
 
+/// Of an HMAC-SHA256.
+const MAC_BYTES: usize = 32;
+/// Room for `t=…,v1=…` with one signature, until the year 2286.
+const TIMESTAMPED_BYTES: usize = "t=1234567890,v1=".len() + 2 * MAC_BYTES;
+
 /// The keys an endpoint's requests are signed with, prepared once, newest first.
 #[derive(Clone)]
 pub struct Signer {
@@ -114,10 +119,12 @@ impl Material {
     fn push_hex(&self, value: &mut String, signed: &[&[u8]]) {
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
         if let Self::Hmac(key) = self {
-            for byte in mac(key, signed) {
-                value.push(DIGITS[usize::from(byte >> 4)].into());
-                value.push(DIGITS[usize::from(byte & 15)].into());
+            let mut hex = [0; 2 * MAC_BYTES];
+            for (digits, byte) in hex.chunks_exact_mut(2).zip(mac(key, signed)) {
+                digits.copy_from_slice(&[DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
             }
+            // The digits are ASCII, so this never takes the other arm.
+            value.push_str(std::str::from_utf8(&hex).unwrap_or_default());
         }
     }
 }
@@ -132,6 +139,7 @@ impl Ours {
     fn push(&mut self, scheme: SignatureScheme, signed_time: &str, body: &[u8], key: &Material) {
         match (self.scheme.replace(scheme), scheme) {
             (None, SignatureScheme::Timestamped) => {
+                self.value.reserve(TIMESTAMPED_BYTES);
                 self.value.push_str("t=");
                 self.value.push_str(signed_time);
                 self.push_timestamped(signed_time, body, key);
@@ -156,7 +164,7 @@ impl Ours {
 }
 
 /// HMAC-SHA256 over the parts one behind the other.
-pub(super) fn mac(key: &Hmac<Sha256>, parts: &[&[u8]]) -> [u8; 32] {
+pub(super) fn mac(key: &Hmac<Sha256>, parts: &[&[u8]]) -> [u8; MAC_BYTES] {
     let mut state = key.clone();
     for part in parts {
         state.update(part);
