@@ -1,32 +1,8 @@
--- Two rows a delivery less. What a row costs is its own writing and that of each of its index entries, and together these
--- were nearly a third of what a delivery cost.
---
--- A success is one row: what its attempt came to stands with the settled delivery, whose transition it is. An event's
--- deliveries that wait from the same moment on are queued in one row. `transitions` tells each of them as it ever did, and
--- what is there already stays as it is. While replicas are replaced, the streams and attempts of an older one do not show
--- what the newer ones write in this way.
-
+-- An event's deliveries that wait from the same moment on are queued in one row of the timeline.
 alter table hooklane.timeline
   -- of a QUEUED row: what else was queued with `delivery_id` at `endpoint_id`, in the same order; null: nothing
   add column more_deliveries  uuid[],
   add column more_endpoints   uuid[];
-
-alter table hooklane.settled_succeeded
-  -- of the attempt that succeeded; null: its row of the timeline has all of this
-  add column xid                 xid8,
-  add column started_at          timestamptz,
-  add column duration_us         bigint,
-  add column trigger             smallint,
-  add column response_truncated  boolean,
-  add column url                 text,
-  -- `name: value` lines
-  add column response_headers    text,
-  add column response_body       bytea,
-  add column replica             text;
-
--- Ten million rows are read through to find none; publishes go on, settling waits.
-set local statement_timeout = 0;
-create index settled_succeeded_xid on hooklane.settled_succeeded (xid) where xid is not null;
 
 -- Every transition of every delivery, a row each: what the timeline tells, and what the successes do. Apart, each is read
 -- in the order of its transactions.
