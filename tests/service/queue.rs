@@ -12,7 +12,7 @@ use hooklane::domain::schedule::Priority;
 use hooklane::domain::time::Timestamp;
 use hooklane::store::{
     AttemptRecord, CancelRefused, Claimed, Completion, DeleteOutcome, LaneRequest, Publisher, RetryRefused, Settlement,
-    Store,
+    Store, TransitionKind,
 };
 
 use crate::publish::{event, register};
@@ -157,6 +157,30 @@ async fn a_success_moves_the_delivery_and_keeps_its_attempt() {
 }
 
 #[tokio::test]
+async fn a_success_of_before_is_told_once_with_its_attempt() {
+    let (store, url, endpoint, ids) = waiting(1).await;
+    let start = Arc::new(store.timeline_cursor().await.expect("read"));
+    assert_eq!(store.complete(&[success(&claim(&store, endpoint, 1).await[0])]).await.expect("completed").won.len(), 1);
+    // As versions wrote it whose timeline had a row of every success.
+    let before = "
+        insert into timeline (time, xid, delivery_id, endpoint_id, event_id, kind, state, priority, attempt_count, number,
+                              started_at, duration_us, status, trigger, outcome, response_truncated, tenant, event_type, url,
+                              response_headers, response_body, replica)
+        select time, xid, delivery_id, endpoint_id, event_id, kind, state, priority, attempt_count, number, started_at,
+               duration_us, status, trigger, outcome, response_truncated, tenant, event_type, url, response_headers,
+               response_body, replica
+        from success_transitions;
+        update settled_succeeded set xid = null, started_at = null, duration_us = null, trigger = null, url = null,
+               response_truncated = null, response_headers = null, response_body = null, replica = null";
+    sqlx::raw_sql(before).execute(&mut support::connection(&url).await).await.expect("as it was");
+    let record = store.delivery(ids[0]).await.expect("read").expect("there");
+    assert_eq!(record.attempts.iter().map(|one| (one.number, one.status)).collect::<Vec<_>>(), [(1, 200)]);
+    let page = store.timeline_since(&start, None, 10).await.expect("read");
+    let told: Vec<_> = page.events.iter().map(|one| (one.kind, one.attempt.is_some())).collect();
+    assert_eq!(told, [(TransitionKind::Succeeded, true)]);
+}
+
+#[tokio::test]
 async fn a_success_leaves_the_same_among_its_like_and_among_others() {
     const ROWS: &str = "
         select (to_jsonb(s) - array['id', 'event_id', 'settle_time', 'started_at', 'xid'])::text,
@@ -185,6 +209,41 @@ async fn a_success_leaves_the_same_among_its_like_and_among_others() {
         left.push(rows);
     }
     assert_eq!(left[0], left[1]);
+}
+
+#[tokio::test]
+async fn each_success_of_a_batch_keeps_its_own_attempt() {
+    const COUNT: usize = 40;
+    for has_bodies in [true, false] {
+        let (store, url, endpoint, _) = waiting(COUNT).await;
+        // Some are claimed for the second time.
+        claim(&store, endpoint, 10).await;
+        lapse(&url).await;
+        let claimed = claim(&store, endpoint, COUNT as u32).await;
+        assert_eq!(claimed.iter().filter(|one| one.claim_gen == 2).count(), 10);
+        let mut completions: Vec<_> = claimed.iter().map(success).collect();
+        for (n, one) in completions.iter_mut().enumerate() {
+            let attempt = one.attempt.as_mut().expect("one was made");
+            attempt.url = format!("http://127.0.0.1:9/{}", n % 7).into();
+            attempt.result.status = 200 + n as u16;
+            attempt.result.duration = Duration::from_micros(n as u64);
+            attempt.result.response_headers = vec![("x-n".to_owned(), (n % 11).to_string())];
+            attempt.result.response_body = if has_bodies { n.to_string().into() } else { Bytes::new() };
+            attempt.result.response_truncated = n % 3 == 0;
+        }
+        completions.sort_by_key(|one| std::cmp::Reverse(one.id));
+        assert_eq!(store.complete(&completions).await.expect("completed").won.len(), COUNT);
+        for one in completions {
+            let expected = one.attempt.expect("one was made");
+            let record = store.delivery(one.id).await.expect("read").expect("there");
+            let kept = record.attempts.last().expect("it is kept");
+            assert_eq!((kept.number, kept.status), (one.attempt_count, expected.result.status));
+            assert_eq!((kept.url.as_str(), kept.duration), (&*expected.url, expected.result.duration));
+            assert_eq!(kept.response_headers, expected.result.response_headers);
+            assert_eq!(kept.response_body, expected.result.response_body);
+            assert_eq!(kept.response_truncated, expected.result.response_truncated);
+        }
+    }
 }
 
 #[tokio::test]
@@ -256,6 +315,27 @@ async fn a_stale_claim_completes_renews_and_releases_nothing() {
     assert_eq!(state(&store, ids[0]).await, DeliveryState::InFlight);
     assert_eq!(store.renew(&[(ids[0], current[0].claim_gen)]).await.expect("renewed"), [ids[0]]);
     assert_eq!(store.complete(&[success(&current[0])]).await.expect("completed").won.len(), 1);
+}
+
+#[tokio::test]
+async fn of_many_claims_each_is_renewed_and_released_by_its_own_fence() {
+    let (store, url, endpoint, _) = waiting(6).await;
+    let early = claim(&store, endpoint, 3).await;
+    lapse(&url).await;
+    let claimed = claim(&store, endpoint, 6).await;
+    let mut named: Vec<_> = claimed.iter().map(|one| (one.id, one.claim_gen)).collect();
+    // Whatever order they are named in; one is named by a claim that is over.
+    named.sort_by_key(|(id, _)| std::cmp::Reverse(*id));
+    let stale = named.iter().position(|(id, _)| *id == early[1].id).expect("it was claimed again");
+    named[stale].1 = early[1].claim_gen;
+    let current = || named.iter().map(|(id, _)| *id).filter(|id| *id != early[1].id);
+    let renewed: HashSet<_> = store.renew(&named).await.expect("renewed").into_iter().collect();
+    assert_eq!(renewed, current().collect());
+    store.release(&named).await.expect("released");
+    assert_eq!(state(&store, early[1].id).await, DeliveryState::InFlight);
+    for id in current() {
+        assert_ne!(state(&store, id).await, DeliveryState::InFlight);
+    }
 }
 
 #[tokio::test]
