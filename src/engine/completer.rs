@@ -1,7 +1,10 @@
 //! Puts results on record, whatever has gathered in one commit. A batch that a row spoils is halved until the row stands
 //! alone; while the database is away, results wait here and nothing further is claimed.
 
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -24,9 +27,13 @@ const GATHER: Duration = Duration::from_millis(10);
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(1);
 
+/// A batch that takes longer is stuck behind somebody's lock, or the database is away.
+const SLOW: Duration = Duration::from_millis(500);
+
 /// How many complete at once. The first has the successes while it keeps up, in the largest batches that there can be. All
 /// else, and what it has no time for, falls to the others, by endpoint: those that meet at the row of an endpoint's health
-/// wait for each other's commit.
+/// wait for each other's commit. So an endpoint's successes and failures of the same few milliseconds may be counted in
+/// another order.
 pub(super) const COMPLETERS: usize = 3;
 
 /// Where a completer's results are handed in.
@@ -35,6 +42,8 @@ pub(super) struct Desk {
     results: mpsc::Sender<Ending>,
     /// Somebody waits for the end of what was handed in.
     hurry: Notify,
+    /// Whether its batch has been under way for long.
+    is_slow: AtomicBool,
 }
 
 impl Desk {
@@ -44,14 +53,14 @@ impl Desk {
         let desks = std::array::from_fn(|_| {
             let (results, receiver) = mpsc::channel(results_max / COMPLETERS);
             receivers.push(receiver);
-            Self { results, hurry: Notify::new() }
+            Self { results, hurry: Notify::new(), is_slow: AtomicBool::new(false) }
         });
         (desks, receivers)
     }
 
-    /// Whether what waits here is less than a batch.
+    /// Whether what waits here is less than a batch, and not behind one that is stuck.
     fn keeps_up(&self) -> bool {
-        self.results.max_capacity() - self.results.capacity() < BATCH_MAX
+        !self.is_slow.load(Relaxed) && self.results.max_capacity() - self.results.capacity() < BATCH_MAX
     }
 
     /// Hands a result in; waits while there are more than enough. Once the completer has ended, nothing becomes of it.
@@ -118,9 +127,19 @@ async fn complete_all(
             _ = results.recv_many(&mut batch, BATCH_MAX) => {}
             () = closing.cancelled() => return,
         }
-        gather(&mut results, &mut batch, &shared.desks[place].hurry, &closing).await;
+        let desk = &shared.desks[place];
+        gather(&mut results, &mut batch, &desk.hurry, &closing).await;
         let (batch, judgements): (Vec<Completion>, Vec<Option<Judgement>>) = batch.into_iter().unzip();
-        let failing = complete(&shared, batch).await;
+        let mut completing = pin!(complete(&shared, batch));
+        let failing = match tokio::time::timeout(SLOW, completing.as_mut()).await {
+            Ok(failing) => failing,
+            Err(_) => {
+                desk.is_slow.store(true, Relaxed);
+                let failing = completing.await;
+                desk.is_slow.store(false, Relaxed);
+                failing
+            }
+        };
         judge(&shared, judgements.into_iter().flatten().collect(), &failing).await;
     }
 }
@@ -265,5 +284,9 @@ mod tests {
         assert_eq!(waiting(&results), [0, 3, 1]);
         hand_in(&desks, ending(0, Settlement::Succeeded, None)).await;
         assert_eq!(waiting(&results), [1, 3, 1]);
+        // Its batch is stuck.
+        desks[0].is_slow.store(true, Relaxed);
+        hand_in(&desks, ending(0, Settlement::Succeeded, None)).await;
+        assert_eq!(waiting(&results), [1, 4, 1]);
     }
 }

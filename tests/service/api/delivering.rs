@@ -1,14 +1,17 @@
 //! The main path: register, publish, arrive signed, and the history of it.
 
+use std::time::Duration;
+
 use hooklane::api::proto::{
     AttemptOutcome, AttemptTrigger, DeliveryState, Endpoint, EndpointState, GetEventRequest, ListDeliveriesRequest,
     PayloadFormat, PublishRequest, RegisterEndpointRequest, SignatureScheme, UpdateEndpointRequest,
 };
 use hooklane::cli::listen::{Behaviour, Received, Verdict};
-use hooklane::domain::id::EventId;
+use hooklane::domain::id::{EndpointId, EventId};
 use http::{HeaderMap, HeaderValue, StatusCode};
 
 use super::{KEY, SECRET, endpoint, event_of, receiver, service, service_with};
+use crate::support;
 
 /// Every header of a request but those whose value the receiver's own verdict covers.
 fn headers(received: &Received) -> Vec<(String, String)> {
@@ -322,4 +325,37 @@ async fn registering_shows_the_secret_once_and_the_values_in_effect() {
     let read = client.get_endpoint(request).await.expect("read").into_inner().endpoint.expect("an endpoint");
     assert_eq!(read, endpoint);
     assert!(!format!("{read:?}").contains(&answer.secret));
+}
+
+#[tokio::test]
+async fn results_of_one_endpoint_that_are_stuck_hold_up_no_others() {
+    let url = support::database().await;
+    let service = service_with(url.clone(), &[]).await;
+    let receiver = receiver(Behaviour::default()).await;
+    let stuck = service.register(endpoint(&format!("{}/stuck", receiver.url()))).await;
+    let other = service.register(endpoint(&format!("{}/other", receiver.url()))).await;
+    let publish = async |to: &Endpoint| {
+        let request = PublishRequest { endpoint_ids: vec![to.id.clone()], ..event_of("{}") };
+        service.publish(request).await.deliveries[0].delivery_id.clone()
+    };
+    // Somebody looks at its health and does not go away.
+    let mut lock = support::connection(&url).await;
+    let id: EndpointId = stuck.id.parse().expect("an id");
+    sqlx::raw_sql("begin").execute(&mut lock).await.expect("begun");
+    let locked = sqlx::query("select from endpoint_health where endpoint_id = $1 for update").bind(id.uuid());
+    locked.execute(&mut lock).await.expect("locked");
+    let waiting = publish(&stuck).await;
+    let mut tries = 0;
+    loop {
+        let delivery = publish(&other).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        if service.delivery(&delivery).await.state() == DeliveryState::Succeeded {
+            break;
+        }
+        tries += 1;
+        assert!(tries < 50, "the others wait for it");
+    }
+    assert_eq!(service.delivery(&waiting).await.state(), DeliveryState::InFlight, "its result waits for the lock");
+    sqlx::raw_sql("rollback").execute(&mut lock).await.expect("let go");
+    service.in_state(&waiting, DeliveryState::Succeeded).await;
 }
