@@ -45,7 +45,7 @@ pub(crate) const SETTINGS: &[Setting] = &[
     Setting::new("retention.failed", "how long deliveries are kept that failed, expired or were canceled, 1d–3650d").more("how-long-things-are-kept"),
     Setting::new("retention.payloads", "how long events are kept, 1d–3650d, or `longest`: as deliveries; not shorter").more("how-long-things-are-kept"),
     Setting::new("retention.succeeded", "how long deliveries are kept that succeeded, 1d–3650d").more("how-long-things-are-kept"),
-    Setting::new("retention.timeline", "how long attempts that failed and other transitions are kept, 1d–3650d, or `longest`: as deliveries; not shorter. Successes are kept with their deliveries").more("how-long-things-are-kept"),
+    Setting::new("retention.timeline", "how long attempts that failed and other transitions are kept, 1d–3650d, or `longest`: as deliveries; not shorter. Successes are kept with their deliveries, and streams reach back no further").more("how-long-things-are-kept"),
     Setting::new("retry.event_policies", "retries by event type, comma-separated (in the file a list): patterns, a colon, a policy; the first that matches counts").more("retries"),
     Setting::new("retry.policy", "retries of endpoints that do not say: `exponential` (with `initial=1s multiplier=2 max=5m`), `long`, or delays such as `1m 5m 30m`; each with `jitter=0.3 retries=5`").more("retries"),
     Setting::new("roles", "what this replica does: `api`, `worker` or both").flag("--roles"),

@@ -45,7 +45,7 @@ pub struct Live {
 pub enum Start {
     /// With what is committed from now on.
     Now,
-    /// With what happened from this time on, as far back as the timeline is kept.
+    /// With what happened from this time on, as far back as every transition is kept.
     Time(Timestamp),
     /// After what a token was given with.
     Token(String),

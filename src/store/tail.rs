@@ -135,7 +135,7 @@ impl From<sqlx::Error> for TailError {
 /// whole days' partitions out, so it can be ample.
 const LATE_MAX: Duration = Duration::from_secs(24 * 3_600);
 /// The same where it decides whether a cursor is still whole: a long hang does not begin at the very midnight from which
-/// on the timeline happens to be kept.
+/// on everything happens to be kept.
 const LATE_AT_BOUND_MAX: Duration = Duration::from_secs(60);
 /// A cursor younger than this has lost nothing to retention, which drops days that are over.
 const YOUNG: Duration = Duration::from_secs(3_600);
@@ -191,8 +191,8 @@ use rows_of;
 
 /// The next rows of a batch from the transactions `$1` that the lower snapshot saw running and all from `$2` on, of the
 /// upper snapshot `$3` (null: the present one). After the key `$4` to `$7`, none older than `$8`, `$9` at most.
-/// Reads by `timeline_xid` and `settled_succeeded_xid`: what ran then by lookups, so that a transaction left open for days costs nothing, and what
-/// came since in the index's order. No locks.
+/// Reads by `timeline_xid` and `settled_succeeded_xid`: what ran then by lookups, so that a transaction left open for days
+/// costs nothing, and what came since in the indexes' order. No locks.
 pub(super) const SINCE: &str = concat!(
     "
 with s as materialized (

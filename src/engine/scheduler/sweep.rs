@@ -11,8 +11,8 @@ use crate::store::Swept;
 use crate::telemetry::log::tried_again;
 
 /// The sweep runs at least this often, so that work is found within 5 s when every hint is lost, and at most that
-/// often; in between, so that it takes a two-hundredth of the time: it meets every
-/// delivery that vacuum has not removed yet.
+/// often; in between, so that it takes a two-hundredth of the time: it meets every delivery that vacuum has not removed
+/// yet.
 const SWEEP_EVERY_MAX: Duration = Duration::from_secs(4);
 pub(super) const SWEEP_EVERY_MIN: Duration = Duration::from_secs(1);
 /// However much in a hurry, the sweep takes no more than a fifth of the time.

@@ -123,8 +123,9 @@ const BATCH_MAX: usize = 512;
 /// The score is capped because the sum of a batch's weights may be a rounding error above 1, which the CHECK refuses.
 /// Locks the deliveries in id order (an index scan visits an array's values in order) by `outstanding_pkey`, then the
 /// endpoints' health in id order; the `any` keeps that join from scanning every endpoint's. `$1` are all ids, ascending,
-/// among which a row's place is found by halving, `$2` those that settle, `$3` those that are retried. Answers how many claims were current, beside each that is due again, or
-/// beside every one where some were not; and the endpoints that are failing, with their failures in a row.
+/// among which a row's place is found by halving, `$2` those that settle, `$3` those that are retried. Answers how many
+/// claims were current, beside each that is due again, or beside every one where some were not; and the endpoints that
+/// are failing, with their failures in a row.
 pub(in crate::store) const COMPLETE: &str = "
 with settled as (
   delete from outstanding o

@@ -1,4 +1,4 @@
-//! What resume tokens rest on: their key, the line of transactions they count in, and how far back the timeline is kept.
+//! What resume tokens rest on: their key, the line of transactions they count in, and how far back transitions are kept.
 //!
 //! A snapshot means something only to the server whose transactions it numbers. So a cursor carries an epoch, made of the
 //! cluster's system identifier, which differs after a dump was restored elsewhere, and its WAL timeline, which differs

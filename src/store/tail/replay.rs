@@ -186,8 +186,8 @@ impl Store {
         Ok(standing.present.epoch == cursor.epoch && is_kept(cursor, standing.kept_since))
     }
 
-    /// A cursor before everything that happened from `time` on, as far back as the timeline is kept; of a time to come,
-    /// that of the present. Cheap, and to be read from only once it is [`Store::refined`].
+    /// A cursor before everything that happened from `time` on, as far back as every transition is kept; of a time to
+    /// come, that of the present. Cheap, and to be read from only once it is [`Store::refined`].
     pub async fn timeline_beginning(&self, time: Timestamp) -> Result<Cursor> {
         let standing = epoch::standing(&self.reader).await?;
         let time = time.max(standing.kept_since);
