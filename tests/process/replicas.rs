@@ -82,6 +82,13 @@ async fn a_killed_replicas_lanes_go_on_elsewhere_and_the_others_lose_nothing() {
     load.acknowledge(300).await;
     let mut killed = replicas.pop().expect("the third");
     let name = killed.name().await;
+    eventually("the third has delivered, too", || async {
+        let metrics = killed.read("/metrics").await?;
+        let delivered =
+            metrics.lines().find(|line| line.starts_with("webhook_attempts_total{outcome=\"succeeded\"}"))?;
+        (!delivered.ends_with(" 0")).then_some(())
+    })
+    .await;
     killed.signal("KILL").await;
     let killed_at = Instant::now();
     killed.ended().await;
