@@ -1,5 +1,5 @@
 -- A success is one row: what its attempt came to stands with the settled delivery, whose transition it is, and the timeline
--- has no row of it. What a row costs is its own writing and that of each of its index entries; a delivery had five of
+-- has no row of it. What a row costs is its own writing and that of each of its index entries; a delivery had four of
 -- those after its last attempt, and has three.
 --
 -- What is there stays as it is, and so does what an older replica writes while replicas are replaced. Those columns are
